@@ -1,0 +1,1 @@
+"""Generated from agent.proto by `python -m kybernate.agentapi.generate`; not edited by hand."""
