@@ -1,0 +1,107 @@
+"""What to do next with one instance: a pure function of what is known and the time.
+
+The order of the questions is the priority: an end beats everything, a dead keeper beats sleeping and waking, a call
+that waits beats a person's order to sleep, an order beats the idle policy. A decision without a verb says when to ask
+again; whatever happens in between (a packet, an order, a process that ends) asks again at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kybernate_agent.instance import Phase, Verb, View
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`verb` now, or, where it is None, `next_verb` at `next_at` unless something happens; ask again at `ask_at`."""
+
+    verb: Verb | None = None
+    reason: str = ""
+    next_verb: Verb | None = None
+    next_at: float | None = None
+    ask_at: float | None = None
+
+
+def decide(view: View, now: float) -> Decision:
+    """The next step of an instance. Never blocks, never fails; see the module for the order of the questions."""
+    if view.deleting:
+        return Decision(Verb.END, "its workload was deleted")
+    if view.phase in (Phase.PENDING, Phase.BACKOFF):
+        return _now_or_later(view, Verb.START, "not started yet", now)
+    if view.phase in (Phase.LOST, Phase.ENDED):
+        return Decision(Verb.RESET, "its state is lost") if view.held_since is not None else Decision()
+    if not view.keeper_alive:
+        return _without_keeper(view, now)
+    if (overdue := _overdue(view, now)) is not None:
+        return overdue
+    if view.phase in (Phase.SUSPENDED, Phase.PARKED):
+        return _asleep(view, now)
+    return _awake(view, now)
+
+
+def _now_or_later(view: View, verb: Verb, reason: str, now: float, at: float = 0.0) -> Decision:
+    """`verb` at `at`, or when its back-off has passed, whichever is later."""
+    at = max(at, view.not_before.get(verb, 0.0))
+    if now >= at:
+        return Decision(verb, reason)
+    return Decision(next_verb=verb, next_at=at, ask_at=at)
+
+
+def _without_keeper(view: View, now: float) -> Decision:
+    """Processes that live are rescued; images alone are restored; with neither the container has simply ended."""
+    if view.ended_on_purpose and not view.processes_alive:
+        return _now_or_later(view, Verb.START, "its container was ended", now)
+    if view.processes_alive or view.phase == Phase.PARKED or view.unproven:
+        return _now_or_later(view, Verb.RESCUE, "its keeper died", now)
+    return _now_or_later(view, Verb.START, "its container ended", now)
+
+
+def _overdue(view: View, now: float) -> Decision | None:
+    if view.held_since is not None and now >= view.held_since + view.policy.wake_timeout:
+        return Decision(Verb.RESET, f"a call was held for {view.policy.wake_timeout:g} s, wake.timeout")
+    return None
+
+
+def _asleep(view: View, now: float) -> Decision:
+    timeout = None if view.held_since is None else view.held_since + view.policy.wake_timeout
+    if view.wake_wanted or (view.order and view.order.verb == Verb.RESUME):
+        reason = "a call came" if view.wake_wanted else "ordered"
+        return _ask_by(_now_or_later(view, Verb.RESUME, reason, now), timeout)
+    if view.phase == Phase.SUSPENDED:
+        if view.order and view.order.verb == Verb.PARK:
+            return _ask_by(_now_or_later(view, Verb.PARK, "ordered", now), timeout)
+        if view.policy.park_after is not None:
+            at = view.since + view.policy.park_after
+            return _ask_by(_now_or_later(view, Verb.PARK, f"suspended for {view.policy.park_after:g} s", now, at), timeout)
+    return Decision(ask_at=timeout)
+
+
+def _ask_by(decision: Decision, at: float | None) -> Decision:
+    if decision.verb is not None or at is None:
+        return decision
+    ask = at if decision.ask_at is None else min(at, decision.ask_at)
+    return Decision(None, decision.reason, decision.next_verb, decision.next_at, ask)
+
+
+def _awake(view: View, now: float) -> Decision:
+    if view.unproven and now >= view.prove_at:
+        return Decision(Verb.PROVE, "it has lived since its restore")
+    in_flight = view.in_flight_since is not None and now < view.in_flight_since + view.policy.max_in_flight
+    if view.order and view.order.verb in (Verb.SUSPEND, Verb.PARK):
+        drained = not in_flight or now >= view.order.at + view.policy.drain_timeout
+        if drained:
+            return _now_or_later(view, Verb.SUSPEND, "ordered", now)
+        until = view.order.at + view.policy.drain_timeout
+        return Decision(next_verb=Verb.SUSPEND, next_at=until, ask_at=min(until, now + view.sample_seconds))
+    ask = now + view.sample_seconds
+    if view.unproven:
+        ask = min(ask, view.prove_at)
+    if view.policy.suspend_after is None:
+        return Decision(ask_at=view.prove_at if view.unproven else None)
+    if in_flight or view.exec_open:
+        return Decision(ask_at=ask)
+    at = max(view.last_activity, view.since) + view.policy.suspend_after
+    reason = f"idle for {view.policy.suspend_after:g} s"
+    decision = _now_or_later(view, Verb.SUSPEND, reason, now, at)
+    return _ask_by(decision, ask)

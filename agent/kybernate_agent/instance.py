@@ -1,0 +1,169 @@
+"""What the agent knows of one instance, as plain data.
+
+A `Record` is what outlives the agent (the journal keeps it); a `View` is what `decide` looks at, put together anew each
+time from the record, the traffic and the orders that wait.
+
+Phases and what leads from one to the next (the verbs in capitals are steps of `decide`):
+
+    Pending --START--> Running <--RESUME-- Suspended <--SUSPEND-- Running
+                          ^                    |
+                          |                   PARK
+                        RESUME                 v
+                          +----------------- Parked
+    any --END--> Ended;   Parked --images damaged--> Lost;   Running --its container ended--> Backoff --START--> Running
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class Phase(StrEnum):
+    PENDING = "Pending"  # no container yet
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"  # tier RAM
+    PARKED = "Parked"  # tier NVME
+    BACKOFF = "Backoff"  # its container ended; it is started again after a while
+    LOST = "StateLost"  # its state is gone or damaged; it waits for a person
+    ENDED = "Ended"
+
+
+class Verb(StrEnum):
+    START = "start"
+    SUSPEND = "suspend"
+    PARK = "park"
+    RESUME = "resume"
+    RESCUE = "rescue"  # its keeper died: dump what lives, make a container anew, restore into it
+    PROVE = "prove"  # the restored application lives: its images may go
+    RESET = "reset"  # calls were held longer than wake.timeout
+    END = "end"
+
+
+TIER = {Phase.RUNNING: "-", Phase.SUSPENDED: "RAM", Phase.PARKED: "NVME"}
+
+
+class Pod(msgspec.Struct, kw_only=True):
+    """Where the instance runs. `upper` is the writable layer of its container, as the host sees it."""
+
+    uid: str = ""
+    sandbox: str = ""
+    container: str = ""
+    attempt: int = 0
+    netns: str = ""
+    ip: str = ""
+    upper: str = ""
+
+
+class Condition(msgspec.Struct, kw_only=True):
+    """As in Kubernetes: `status` is True, False or Unknown; times in seconds since 1970."""
+
+    type: str
+    status: str
+    reason: str
+    message: str = ""
+    at: float = 0.0
+
+
+class Transition(msgspec.Struct, kw_only=True):
+    """One verb as it went; `phases` are seconds by step."""
+
+    at: float
+    verb: str
+    source: str
+    target: str
+    seconds: float
+    outcome: str  # done, aborted, failed
+    message: str = ""
+    phases: dict[str, float] = {}
+
+
+HISTORY = 20
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """What outlives the agent. `epoch` counts the committed dumps of the instance; times in seconds since 1970."""
+
+    id: str
+    workload: str
+    source: str = ""  # the manifest it was made from
+    text: str = ""  # that manifest, as it was applied
+    phase: Phase = Phase.PENDING
+    since: float = 0.0
+    epoch: int = 0
+    pod: Pod = msgspec.field(default_factory=Pod)
+    unproven: int = 0  # epoch of the images that the running application came from, kept until it has lived; 0: none
+    restarts: int = 0
+    last_activity: float = 0.0
+    last_wake_seconds: float = 0.0
+    last_wake_from: str = ""
+    stored_bytes: int = 0
+    conditions: list[Condition] = []
+    history: list[Transition] = []
+
+    def enter(self, phase: Phase, now: float) -> None:
+        self.phase = phase
+        self.since = now
+
+    def note(self, transition: Transition) -> None:
+        self.history = [*self.history, transition][-HISTORY:]
+
+    def set_condition(self, condition: Condition) -> bool:
+        """Put in place of the one of the same type; True where something other than the time changed."""
+        old = next((c for c in self.conditions if c.type == condition.type), None)
+        if old and (old.status, old.reason, old.message) == (condition.status, condition.reason, condition.message):
+            return False
+        self.conditions = [*(c for c in self.conditions if c.type != condition.type), condition]
+        return True
+
+    def clear_condition(self, type_: str) -> None:
+        self.conditions = [c for c in self.conditions if c.type != type_]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the workload's author asked for, in seconds; None: that step is never taken."""
+
+    suspend_after: float | None = None
+    park_after: float | None = None
+    drain_timeout: float = 30.0
+    max_in_flight: float = 600.0
+    wake_timeout: float = 120.0
+    wake_on_exec: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a person asked for once: suspend, park or resume."""
+
+    verb: Verb
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All that a decision rests on; times in seconds since 1970."""
+
+    phase: Phase
+    since: float
+    policy: Policy
+    last_activity: float = 0.0
+    in_flight_since: float | None = None
+    exec_open: bool = False
+    wake_wanted: bool = False  # traffic or an exec asks for it
+    held_since: float | None = None  # the oldest call that waits
+    order: Order | None = None
+    not_before: dict[Verb, float] = field(default_factory=dict)  # back-off after failures, by verb
+    keeper_alive: bool = True
+    processes_alive: bool = True
+    ended_on_purpose: bool = False  # the keeper said so before it exited
+    unproven: bool = False
+    prove_at: float = 0.0
+    deleting: bool = False
+    sample_seconds: float = 1.0
+
+
+Facts = dict[str, Any]

@@ -1,0 +1,139 @@
+"""The agent's side of the keeper's protocol: one JSON line out, one back, over the keeper's socket.
+
+A keeper is found by its folder `<run>/keepers/<container>`, whose `state.json` it rewrites at each change. The agent
+holds a pidfd of each, so the death of one is an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kybernate.errors import DeadlineError, ExternalError, RefusedError
+
+# A verb's own deadline is kept by the keeper; this is how much longer the agent waits for its answer.
+GRACE_SECONDS = 5.0
+FREEZE_SECONDS = 10.0
+
+
+class KeeperGoneError(ExternalError):
+    """The keeper of container {container} does not answer: {cause}."""
+
+
+class KeeperError(ExternalError):
+    """The keeper of container {container} could not {verb}: {cause}"""
+
+
+class KeeperState(msgspec.Struct):
+    """`state.json` and the answer to `state`; `cgroups` maps controller to folder, {"": folder} on cgroup v2."""
+
+    state: str
+    container: str
+    keeper_pid: int
+    init_pid: int = 0
+    init_start: int = 0
+    bundle: str = ""
+    runc_root: str = ""
+    runc_globals: list[str] = []
+    cgroups: dict[str, str] = {}
+    pod_uid: str = ""
+    name: str = ""
+    sandbox: str = ""
+    since: float = 0.0
+
+
+async def _connect(folder: Path, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to a socket in `folder` through its descriptor: a socket's path may have 107 bytes at most (unix(7))."""
+    handle = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return await asyncio.open_unix_connection(f"/proc/self/fd/{handle}/{name}", limit=1 << 20)
+    finally:
+        os.close(handle)
+
+
+def process_start(pid: int) -> int:
+    """Start time of `pid` in clock ticks since boot, 0 where there is no such process or only its zombie. proc(5), field 22."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+class Keeper:
+    """One keeper. Its verbs raise KeeperGoneError, KeeperError, RefusedError (wrong state) or DeadlineError."""
+
+    def __init__(self, run: Path, container: str) -> None:
+        self.folder = run / "keepers" / container
+        self.container = container
+
+    def last_state(self) -> KeeperState | None:
+        """What the keeper last wrote of itself; None where it left nothing readable."""
+        try:
+            return msgspec.json.decode((self.folder / "state.json").read_bytes(), type=KeeperState)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    async def _ask(self, verb: str, seconds: float, **fields: Any) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(seconds + GRACE_SECONDS):
+                reader, writer = await _connect(self.folder, "sock")
+                try:
+                    writer.write(msgspec.json.encode({"verb": verb, **fields}) + b"\n")
+                    await writer.drain()
+                    line = await reader.readline()
+                finally:
+                    writer.close()
+        except TimeoutError as error:
+            raise DeadlineError(f"the keeper of container {self.container} did not answer {verb} in time") from error
+        except (OSError, ValueError) as error:
+            raise KeeperGoneError(container=self.container, cause=str(error)) from error
+        if not line.endswith(b"\n"):
+            raise KeeperGoneError(container=self.container, cause=f"it ended during {verb}")
+        reply: dict[str, Any] = msgspec.json.decode(line)
+        if reply.get("ok"):
+            return reply
+        cause = str(reply.get("message") or reply.get("error"))
+        if reply.get("error") in ("wrong_state", "busy"):
+            raise RefusedError(f"the keeper of container {self.container} refused {verb}: {cause}")
+        raise KeeperError(container=self.container, verb=verb, cause=cause, reply=reply)
+
+    async def state(self) -> KeeperState:
+        return msgspec.convert(await self._ask("state", FREEZE_SECONDS), KeeperState)
+
+    async def freeze(self) -> None:
+        await self._ask("freeze", FREEZE_SECONDS, deadline_seconds=FREEZE_SECONDS)
+
+    async def thaw(self) -> None:
+        await self._ask("thaw", FREEZE_SECONDS)
+
+    async def dump(self, images: Path, work: Path, conf: str, seconds: float) -> dict[str, Any]:
+        return await self._ask("dump", seconds, images=str(images), work=str(work), conf=conf, deadline_seconds=seconds)
+
+    async def restore(self, images: Path, work: Path, conf: str, seconds: float) -> dict[str, Any]:
+        return await self._ask("restore", seconds, images=str(images), work=str(work), conf=conf, deadline_seconds=seconds)
+
+
+class Watch:
+    """Calls `on_exit` once, from the event loop, when the process that a keeper is ends."""
+
+    def __init__(self, pid: int, on_exit: Callable[[], None]) -> None:
+        """Raises ProcessLookupError where there is no such process."""
+        self._fd: int | None = os.pidfd_open(pid)
+        self._on_exit = on_exit
+        asyncio.get_running_loop().add_reader(self._fd, self._ended)
+
+    def _ended(self) -> None:
+        self.close()
+        self._on_exit()
+
+    def close(self) -> None:
+        if self._fd is not None:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = None

@@ -1,0 +1,84 @@
+"""What is true after the agent was away: a pure comparison of the journal, the keeper and the store.
+
+The keeper is the truth about processes, the store about images, the journal about intentions. A copy that lives always
+wins: images beside living processes are leftovers of a step that was cut short (a dump that was committed and then
+vetoed, or images that wait for the restored application to have lived).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kybernate_agent.instance import Phase, Verb
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was found. `keeper` is its state, None where it is gone; `epochs` are those of verified manifests."""
+
+    phase: Phase
+    epoch: int
+    unproven: int
+    verb: Verb | None  # in flight when the agent went away
+    step: str
+    keeper: str | None
+    processes_alive: bool
+    epochs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The phase to go on from, and what to put in order first."""
+
+    phase: Phase
+    epoch: int
+    unproven: int = 0
+    retire: tuple[int, ...] = ()
+    forget_traffic: bool = False  # rules that an interrupted verb may have left
+    wake: bool = False  # it was on its way up
+    message: str = ""
+
+
+SETTLED = ("created", "running", "frozen", "parked", "awaiting-restore")
+
+
+def recover(found: Evidence) -> Verdict:
+    """Where to go on. `found.keeper` must be settled (one of SETTLED) or None."""
+    waking = found.verb in (Verb.RESUME, Verb.RESCUE)
+    if found.keeper in ("created", "running"):
+        return _living(found, Phase.RUNNING)
+    if found.keeper == "frozen":
+        living = _living(found, Phase.SUSPENDED)
+        return Verdict(living.phase, living.epoch, living.unproven, living.retire, wake=waking)
+    if found.keeper in ("parked", "awaiting-restore"):
+        return _images(found, waking or found.keeper == "awaiting-restore")
+    if found.processes_alive:
+        return Verdict(found.phase, found.epoch, found.unproven, message="its keeper died, its processes live")
+    if found.phase == Phase.PENDING or found.verb == Verb.START:
+        return Verdict(Phase.PENDING, found.epoch, retire=found.epochs)
+    if found.phase == Phase.RUNNING and found.verb in (None, Verb.PROVE, Verb.SUSPEND) and not found.unproven:
+        return Verdict(Phase.BACKOFF, found.epoch, retire=found.epochs, message="its container ended meanwhile")
+    if found.phase in (Phase.LOST, Phase.BACKOFF, Phase.ENDED) and found.verb is None:
+        return Verdict(found.phase, found.epoch)
+    return _images(found, waking)
+
+
+def _living(found: Evidence, phase: Phase) -> Verdict:
+    """Processes live. Images they came from stay until they have lived; any others were never theirs to keep."""
+    keep = found.unproven or (found.epoch if found.verb == Verb.RESUME and found.phase == Phase.PARKED else 0)
+    keep = keep if keep in found.epochs else 0
+    retire = tuple(e for e in found.epochs if e != keep)
+    # Epochs are never used twice, also not that of a dump that was committed and then undone.
+    epoch = max((found.epoch, *found.epochs))
+    return Verdict(phase, epoch, unproven=keep, retire=retire, forget_traffic=phase == Phase.RUNNING)
+
+
+def _images(found: Evidence, wake: bool) -> Verdict:
+    """No processes. The newest verified images are the state; without any it is lost, and that is said."""
+    if not found.epochs:
+        return Verdict(Phase.LOST, found.epoch, message="it was asleep, and no verified images of it exist")
+    newest = max(found.epochs)
+    if newest < found.epoch:
+        message = f"images of epoch {newest} exist, but the instance had come to epoch {found.epoch}"
+        return Verdict(Phase.LOST, found.epoch, message=message)
+    return Verdict(Phase.PARKED, newest, retire=tuple(e for e in found.epochs if e != newest), wake=wake)
