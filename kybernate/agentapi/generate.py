@@ -19,7 +19,7 @@ def generate(root: Path) -> None:
 
     Raises RuntimeError when protoc refuses; its reasons are on stderr.
     """
-    import grpc_tools  # a development dependency: not needed where the stubs are only used
+    import grpc_tools  # type: ignore[import-untyped]  # a development dependency, which the stubs do not need
     from grpc_tools import protoc
 
     programs = Path(sys.executable).parent
@@ -30,7 +30,10 @@ def generate(root: Path) -> None:
         f"--proto_path={VIRTUAL_FOLDER}={HERE}",
         f"--proto_path={well_known}",
         *(f"--plugin={plugin}={programs / plugin}" for plugin in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")),
-        *(f"--{plugin}_out=quiet:{root}" if "mypy" in plugin else f"--{plugin}_out={root}" for plugin in ("python", "grpc_python", "mypy", "mypy_grpc")),
+        f"--python_out={root}",
+        f"--grpc_python_out={root}",
+        f"--mypy_out=quiet:{root}",
+        f"--mypy_grpc_out=quiet:{root}",
         f"{VIRTUAL_FOLDER}/agent.proto",
     ]
     if protoc.main(arguments) != 0:
