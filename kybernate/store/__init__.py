@@ -1,0 +1,31 @@
+"""Where checkpoints are kept: an interface (`Store`) and its form on a local disk (`FolderStore`)."""
+
+from kybernate.store.errors import (
+    EpochTakenError,
+    ImageDamagedError,
+    InstanceNameError,
+    ManifestDamagedError,
+    NoRoomError,
+    StoreFailedError,
+    UnsafePathError,
+)
+from kybernate.store.folder import FolderStore
+from kybernate.store.interface import Store
+from kybernate.store.paths import load_key
+from kybernate.store.types import ImageFile, Manifest, Staging
+
+__all__ = [
+    "EpochTakenError",
+    "FolderStore",
+    "ImageDamagedError",
+    "ImageFile",
+    "InstanceNameError",
+    "Manifest",
+    "ManifestDamagedError",
+    "NoRoomError",
+    "Staging",
+    "Store",
+    "StoreFailedError",
+    "UnsafePathError",
+    "load_key",
+]
