@@ -30,7 +30,7 @@ class ImageFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What makes a checkpoint exist. `made` says how: versions of criu, runc, kernel; container, image, mounts, time."""
+    """What makes a checkpoint exist. `made` says how: versions of criu, runc, kernel; container, mounts, time."""
 
     instance: str
     epoch: int

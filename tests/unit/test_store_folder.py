@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -156,9 +157,8 @@ def test_kill_9_at_any_step_of_a_commit_leaves_all_or_nothing(tmp_path: Path) ->
     while True:
         root = tmp_path / str(steps)
         older = committed(FolderStore(root, KEY), epoch=1, files={"core-1.img": b"old"})
-        killed = killed_at(
-            steps, lambda root=root: committed(FolderStore(root, KEY), epoch=2, files={"core-1.img": b"new"})
-        )
+        writer = FolderStore(root, KEY)
+        killed = killed_at(steps, partial(committed, writer, epoch=2, files={"core-1.img": b"new"}))
         store = FolderStore(root, KEY)
         store.sweep()
         found = store.manifests()
@@ -181,7 +181,7 @@ def test_kill_9_at_any_step_of_a_retirement_leaves_all_or_nothing(tmp_path: Path
     while True:
         root = tmp_path / str(steps)
         manifest = committed(FolderStore(root, KEY), files={"core-1.img": b"old", "mm-1.img": b"m"})
-        killed = killed_at(steps, lambda root=root, m=manifest: FolderStore(root, KEY).retire(m))
+        killed = killed_at(steps, partial(FolderStore(root, KEY).retire, manifest))
         store = FolderStore(root, KEY)
         store.sweep()
         assert store.damaged() == []
@@ -209,7 +209,7 @@ def test_a_key_is_made_once_and_private(tmp_path: Path) -> None:
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
     load_key(tmp_path / "node.key")
     (tmp_path / "node.key").chmod(mode)
-    with pytest.raises(UnsafePathError, match="node.key"):
+    with pytest.raises(UnsafePathError, match=r"node\.key"):
         load_key(tmp_path / "node.key")
 
 
