@@ -41,8 +41,8 @@ class ContainerdDeadlineError(DeadlineError):
 class Containerd:
     """One private containerd. `with Containerd(...)` starts it and leaves nothing behind.
 
-    `launcher` is the OCI runtime of the handler `kybernate`; without it the handler is runc, so that what belongs to CRI
-    can be tried without ours. `state` is a short path: a unix socket's has 107 bytes.
+    `launcher` is the OCI runtime of the handler `kybernate`; without it the handler is runc, so that what belongs to
+    CRI can be tried without ours. `state` is a short path: a unix socket's has 107 bytes.
     """
 
     def __init__(self, root: Path, name: str, *, state: Path | None = None, launcher: Path | None = None) -> None:
@@ -175,8 +175,8 @@ disabled_plugins = ["io.containerd.internal.v1.tracing", "io.containerd.nri.v1.n
         pidfd = os.pidfd_open(self._process.pid)
         try:
             while (left := limit - time.monotonic()) > 0:
-                readable, _, _ = select.select([notify, pidfd], [], [], left)
-                if notify in readable and b"READY=1" in notify.recv(4096).split(b"\n"):
+                readable, _, _ = select.select([notify.fileno(), pidfd], [], [], left)
+                if notify.fileno() in readable and b"READY=1" in notify.recv(4096).split(b"\n"):
                     return
                 if pidfd in readable:
                     raise ContainerdFailedError(root=self.root, log=self._tail())
@@ -199,7 +199,7 @@ def has_capability(number: int) -> bool:
 
 
 def cni_plugins() -> Path:
-    """The folder with the CNI plugins: Debian's and Ubuntu's own, or the upstream default. Raises ProgramMissingError."""
+    """The folder with the CNI plugins: the distribution's, or the upstream default. Raises ProgramMissingError."""
     for folder in (Path("/usr/lib/cni"), Path("/opt/cni/bin")):
         if (folder / "bridge").exists() and (folder / "host-local").exists() and (folder / "loopback").exists():
             return folder

@@ -1,9 +1,9 @@
 """Container images without a registry, a builder, a compiler or a network.
 
 An image is one uncompressed layer in an OCI archive that `ctr images import` takes. Its files come from the installed
-packages of this machine (`debian`), from locked Python wheels (`wheels`) and from the caller. The same contents give the same
-digest: names are sorted, times are zero, owners are numbers. Archives are kept in a cache outside of the tree, under a
-name that is the hash of all that went into them.
+packages of this machine (`debian`), from locked Python wheels (`wheels`) and from the caller. The same contents give
+the same digest: names are sorted, times and owners are zero. Archives are kept in a cache outside of the tree, under
+a name that is the hash of all that went into them.
 """
 
 from __future__ import annotations

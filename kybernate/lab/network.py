@@ -1,8 +1,8 @@
 """The network of a lab: one bridge with an IPv4 and an IPv6 subnet that nobody on the machine uses.
 
-The bridge and its addresses are ours, not the plugin's: the plugin, asked to be a gateway, switches on forwarding for the
-whole machine, and does not switch it off. Pods reach the machine and each other, and nothing beyond; so no rule of
-iptables is needed.
+The bridge and its addresses are ours, not the plugin's: the plugin, asked to be a gateway, switches on forwarding for
+the whole machine, and does not switch it off. Pods reach the machine and each other, and nothing beyond; so no rule
+of iptables is needed.
 """
 
 from __future__ import annotations

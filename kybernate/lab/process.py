@@ -1,7 +1,7 @@
 """Calling programs of the machine, and ending processes for certain.
 
-Every call has a deadline. A process counts as ended when its pidfd says so, not when a signal was sent: what stands in a
-frozen cgroup of version 1 takes SIGKILL only after it is thawed.
+Every call has a deadline. A process counts as ended when its pidfd says so, not when a signal was sent: what stands
+in a frozen cgroup of version 1 takes SIGKILL only after it is thawed.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _MNT_DETACH = 2
 
 
 def remove(root: Path, state: Path) -> None:
-    """End every process, mount and cgroup of the containerd with these folders, then the folders. Safe to call twice."""
+    """End each process, mount and cgroup of the containerd with these folders, then the folders. Safe to repeat."""
     bundles = _bundles(state)
     cgroups = {path for bundle in bundles for path in _cgroups_of_bundle(bundle)}
     sockets = {path for bundle in bundles for path in _shim_socket(bundle)}
