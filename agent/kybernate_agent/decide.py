@@ -99,7 +99,7 @@ def _awake(view: View, now: float) -> Decision:
         ask = min(ask, view.prove_at)
     if view.policy.suspend_after is None:
         return Decision(ask_at=view.prove_at if view.unproven else None)
-    if in_flight or view.exec_open:
+    if in_flight:
         return Decision(ask_at=ask)
     at = max(view.last_activity, view.since) + view.policy.suspend_after
     reason = f"idle for {view.policy.suspend_after:g} s"

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 import msgspec
 
@@ -56,6 +55,7 @@ class Pod(msgspec.Struct, kw_only=True):
     netns: str = ""
     ip: str = ""
     upper: str = ""
+    held_ports: list[int] = []  # what the traffic rule holds while it sleeps: local ports of its sockets
 
 
 class Condition(msgspec.Struct, kw_only=True):
@@ -81,7 +81,17 @@ class Transition(msgspec.Struct, kw_only=True):
     phases: dict[str, float] = {}
 
 
+class Event(msgspec.Struct, kw_only=True):
+    """What a person should know; `type` is Normal or Warning."""
+
+    at: float
+    type: str
+    reason: str
+    message: str
+
+
 HISTORY = 20
+EVENTS = 50
 
 
 class Record(msgspec.Struct, kw_only=True):
@@ -103,6 +113,7 @@ class Record(msgspec.Struct, kw_only=True):
     stored_bytes: int = 0
     conditions: list[Condition] = []
     history: list[Transition] = []
+    events: list[Event] = []
 
     def enter(self, phase: Phase, now: float) -> None:
         self.phase = phase
@@ -110,6 +121,9 @@ class Record(msgspec.Struct, kw_only=True):
 
     def note(self, transition: Transition) -> None:
         self.history = [*self.history, transition][-HISTORY:]
+
+    def event(self, type_: str, reason: str, message: str, now: float) -> None:
+        self.events = [*self.events, Event(at=now, type=type_, reason=reason, message=message)][-EVENTS:]
 
     def set_condition(self, condition: Condition) -> bool:
         """Put in place of the one of the same type; True where something other than the time changed."""
@@ -152,7 +166,6 @@ class View:
     policy: Policy
     last_activity: float = 0.0
     in_flight_since: float | None = None
-    exec_open: bool = False
     wake_wanted: bool = False  # traffic or an exec asks for it
     held_since: float | None = None  # the oldest call that waits
     order: Order | None = None
@@ -166,4 +179,3 @@ class View:
     sample_seconds: float = 1.0
 
 
-Facts = dict[str, Any]

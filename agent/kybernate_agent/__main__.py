@@ -1,0 +1,90 @@
+"""`python -m kybernate_agent [--config FILE]`: run the agent of this machine until SIGTERM or SIGINT.
+
+Ending it changes nothing for the workloads: who sleeps sleeps on, and the next agent takes everything up again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from kybernate import criu
+from kybernate.errors import KybernateError
+from kybernate.store import FolderStore, load_key
+from kybernate_agent.config import AgentConfig, load_config, prepare_folders
+from kybernate_agent.journal import Journal
+from kybernate_agent.node import Node
+from kybernate_agent.server import Api, ApiServer, News
+from kybernate_agent.services import Services
+from kybernate_agent.standalone.folder import Folder
+from kybernate_agent.standalone.pods import Pods
+from kybernate_agent.workloads import Workloads
+
+log = logging.getLogger("kybernate_agent")
+
+
+async def serve(config: AgentConfig) -> None:
+    """Take up what runs, then serve until told to end. Raises KybernateErrors that make a start impossible."""
+    prepare_folders(config)
+    facts = await asyncio.to_thread(criu.preflight)
+    news = News()
+    pods = await Pods.connect(config)
+    journal = Journal(config.state / "journal.db")
+    services = Services(
+        config=config,
+        journal=journal,
+        store=FolderStore(config.state / "store", load_key(config.state / "node.key")),
+        pods=pods,
+        changed=news.changed,
+        criu_version=str(facts.criu_version),
+        runc_version=str(facts.runc_version),
+    )
+    node = Node(services)
+    folder = Folder(config.workloads)
+    workloads = Workloads(folder, node)
+    api = ApiServer(config.run, Api(node, workloads, news))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await node.open()
+    watching = asyncio.create_task(workloads.run())
+    try:
+        await api.open()
+        log.info("ready: socket %s, workloads from %s", config.run / "agent.sock", config.workloads)
+        ended = asyncio.create_task(stop.wait())
+        done, _ = await asyncio.wait({ended, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if watching in done:
+            watching.result()
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await api.close()
+        await node.close()
+        await pods.close()
+        journal.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="kybernate agent", description="The agent of this machine.")
+    parser.add_argument("--config", type=Path, help="YAML file; without it the defaults")
+    parser.add_argument("--verbose", action="store_true", help="log every decision")
+    options = parser.parse_args()
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        asyncio.run(serve(load_config(options.config)))
+    except KybernateError as error:
+        print(f"kybernate agent: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,402 @@
+"""One instance, run by one task: look, decide, do, look again.
+
+Everything from outside (a packet, an order, a hook's question, a process that ends) only changes what the actor knows and
+pokes it. Verbs run one at a time, in the actor's own task, so no two of them ever meet. An end cancels the verb under
+way; the keeper lets a kill pre-empt whatever it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kybernate.api import GpuWorkload
+from kybernate.errors import KybernateError, RefusedError, StateLostError
+from kybernate_agent import life, processes, sleep, wake
+from kybernate_agent.decide import Decision, decide
+from kybernate_agent.instance import Condition, Order, Phase, Policy, Record, Verb, View
+from kybernate_agent.keepers import Keeper, KeeperGoneError, KeeperState, Watch
+from kybernate_agent.policy import policy_of, ports_of
+from kybernate_agent.services import Services
+from kybernate_agent.stage import AbortedError, Stage
+from kybernate_agent.traffic import Activity, PodTraffic, fold, own_ports
+
+log = logging.getLogger(__name__)
+
+CRASH_FORGOTTEN_SECONDS = 600.0
+TOLD = {Verb.START: "Started", Verb.SUSPEND: "Suspended", Verb.PARK: "Parked", Verb.RESUME: "Resumed", Verb.RESCUE: "Rescued"}
+SETTLED_BY = {Verb.SUSPEND: (Phase.SUSPENDED, Phase.PARKED), Verb.PARK: (Phase.PARKED,), Verb.RESUME: (Phase.RUNNING,)}
+
+
+class Actor:
+    """See the module. Its public methods are called from the event loop only."""
+
+    def __init__(self, services: Services, record: Record, workload: GpuWorkload) -> None:
+        self.services = services
+        self.record = record
+        self.workload = workload
+        self.policy: Policy = policy_of(workload)
+        self.decision = Decision()
+        self.busy: Verb | None = None
+        self.wake_wanted = ""  # the reason
+        self.expect_restore = False
+        self.rescued = asyncio.Event()
+        self.parking: sleep.Parking | None = None
+        self.last_keeper: KeeperState | None = None
+        self.prove_at = 0.0
+        self.deleting = False
+        self._keeper: Keeper | None = None
+        self._watch: Watch | None = None
+        self._traffic: PodTraffic | None = None
+        self._activity: Activity | None = None
+        self._order: Order | None = None
+        self._order_done: asyncio.Future[None] | None = None
+        self._waiting_awake: set[asyncio.Future[None]] = set()
+        self._not_before: dict[Verb, float] = {}
+        self._failures: dict[Verb, int] = {}
+        self._started_at = 0.0
+        self._crashes = 0
+        self._poked = asyncio.Event()
+        self._ending = asyncio.Event()
+        self.finished = asyncio.Event()
+
+    # --- what the verbs use ---
+
+    @property
+    def keeper(self) -> Keeper:
+        if self._keeper is None:
+            raise KeeperGoneError(container=self.record.pod.container or "?", cause="it has none")
+        return self._keeper
+
+    @property
+    def traffic(self) -> PodTraffic:
+        if self._traffic is None:
+            raise RefusedError(f"{self.record.id}: its pod has no network yet")
+        return self._traffic
+
+    @property
+    def has_traffic(self) -> bool:
+        return self._traffic is not None
+
+    async def adopt(self) -> None:
+        """Take up the container that the record names: its keeper, its network."""
+        record = self.record
+        self._keeper = Keeper(self.services.config.run, record.pod.container)
+        self._started_at = time.time()
+        await self.watch_keeper()
+        state = self.last_keeper
+        if state and state.init_pid:
+            record.pod.upper = processes.writable_layer(state.init_pid) or record.pod.upper
+        await self.open_traffic()
+
+    async def open_traffic(self) -> None:
+        if self._traffic is None:
+            self._traffic = PodTraffic(self.record.pod.netns, ports_of(self.workload), self.call)
+            await self._traffic.open()
+
+    async def watch_keeper(self) -> None:
+        """Ask the keeper for its state and hold a pidfd of it. Raises KeeperGoneError."""
+        self.last_keeper = await self.keeper.state()
+        if self._watch is None:
+            try:
+                self._watch = Watch(self.last_keeper.keeper_pid, self._keeper_ended)
+            except ProcessLookupError as error:
+                raise KeeperGoneError(container=self.record.pod.container, cause="its process is gone") from error
+
+    def forget_keeper(self) -> None:
+        if self._watch:
+            self._watch.close()
+        self._watch = None
+        self._keeper = None
+
+    def _keeper_ended(self) -> None:
+        if self._keeper and (state := self._keeper.last_state()):
+            self.last_keeper = state
+        self._restart_later()
+        self._watch = None
+        self._keeper = None
+        self.rescued.clear()
+        self.poke()
+
+    def _restart_later(self) -> None:
+        """A container that keeps ending is started again after 10 s, 20 s, ... 5 min, as the kubelet does it."""
+        lived = time.time() - self._started_at
+        self._crashes = 0 if lived > CRASH_FORGOTTEN_SECONDS else self._crashes + 1
+        if self._crashes > 1:
+            self.back_off(Verb.START, min(300.0, 10.0 * 2 ** (self._crashes - 2)))
+
+    def own_ports(self, pids: Sequence[int]) -> list[int]:
+        return list(own_ports(pids, self.record.pod.netns))
+
+    def work_folder(self, name: str) -> Path:
+        """An empty folder for CRIU's logs; the one before it is gone."""
+        folder = self.services.config.state / "work" / self.record.id / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True)
+        return folder
+
+    def remove_work(self) -> None:
+        shutil.rmtree(self.services.config.state / "work" / self.record.id, ignore_errors=True)
+
+    def awake(self) -> None:
+        """The processes run: whoever waited for that goes on."""
+        self.wake_wanted = ""
+        self._activity = None
+        for waiting in self._waiting_awake:
+            if not waiting.done():
+                waiting.set_result(None)
+        self._waiting_awake.clear()
+
+    def say(self, condition: Condition) -> None:
+        if self.record.set_condition(condition):
+            self.record.event("Warning", condition.reason, condition.message, condition.at)
+            log.warning("%s: %s=%s %s: %s", self.record.id, condition.type, condition.status, condition.reason, condition.message)
+
+    def failed(self, verb: Verb) -> int:
+        """Count a failure of `verb`; the number of those before it since it last worked."""
+        before = self._failures.get(verb, 0)
+        self._failures[verb] = before + 1
+        return before
+
+    def back_off(self, verb: Verb, seconds: float) -> None:
+        self._not_before[verb] = time.time() + seconds
+
+    # --- what comes from outside ---
+
+    def poke(self) -> None:
+        self._poked.set()
+
+    def call(self, reason: str) -> None:
+        """Somebody calls the sleeping instance."""
+        if not self.wake_wanted:
+            self.wake_wanted = reason
+            self.poke()
+
+    async def until_awake(self, reason: str, seconds: float) -> None:
+        """Wake the instance and return when its processes run. Raises DeadlineError, StateLostError."""
+        if self.record.phase == Phase.RUNNING and self.busy is None:
+            self.record.last_activity = time.time()
+            return
+        if self.record.phase == Phase.LOST:
+            raise StateLostError(f"{self.record.id}: its state is lost; see `kybernate describe {self.record.id}`")
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting_awake.add(waiting)
+        self.call(reason)
+        try:
+            async with asyncio.timeout(seconds):
+                await waiting
+        except TimeoutError as error:
+            raise RefusedError(f"{self.record.id}: not awake after {seconds:g} s; see `kybernate describe`") from error
+        finally:
+            self._waiting_awake.discard(waiting)
+
+    async def order(self, verb: Verb, wait: bool) -> None:
+        """What a person asks for, once. Raises what the verb raised, where `wait`."""
+        if self.record.phase in SETTLED_BY[verb] and self.busy is None:
+            return
+        if self.record.phase not in (Phase.RUNNING, Phase.SUSPENDED, Phase.PARKED):
+            raise RefusedError(f"{self.record.id}: cannot {verb.value} while it is {self.record.phase.value}")
+        self._answer_order(RefusedError(f"{self.record.id}: another order came"))
+        self._order = Order(verb, time.time())
+        self._order_done = asyncio.get_running_loop().create_future()
+        self._not_before.pop(verb, None)
+        self.poke()
+        if wait:
+            await asyncio.shield(self._order_done)
+
+    def _answer_order(self, error: BaseException | None = None) -> None:
+        done, self._order, self._order_done = self._order_done, None, None
+        if done is None or done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+            done.exception()  # an order that nobody waits for must not be reported as never retrieved
+
+    def reconfigure(self, workload: GpuWorkload, text: str) -> None:
+        """The same template with another policy: nothing has to begin anew."""
+        self.workload, self.policy = workload, policy_of(workload)
+        self.record.text = text
+        self.services.journal.save(self.record)
+        self.poke()
+
+    async def delete(self) -> None:
+        """End the instance; returns when it is gone."""
+        self.deleting = True
+        self._ending.set()
+        self.poke()
+        await self.finished.wait()
+
+    async def post_dump(self, images: str) -> None:
+        """The commit, from CRIU's post-dump step. Raises to veto."""
+        if self.parking is None or str(self.parking.staging.images) != images:
+            raise RefusedError(f"{self.record.id}: no dump into {images} is under way")
+        await self.parking.commit()
+
+    async def container_deleted(self) -> None:
+        """containerd wants to clean up: not before what lives without a keeper is safe."""
+        if self.last_keeper and processes.is_alive(self.last_keeper.init_pid, self.last_keeper.init_start):
+            await self.rescued.wait()
+
+    # --- the loop ---
+
+    def view(self, now: float) -> View:
+        record, state = self.record, self.last_keeper
+        activity = self._sample(now)
+        return View(
+            phase=record.phase,
+            since=record.since,
+            policy=self.policy,
+            last_activity=record.last_activity,
+            in_flight_since=activity.in_flight_since if activity else None,
+            wake_wanted=bool(self.wake_wanted),
+            held_since=self._traffic.oldest_held_at() if self._traffic else None,
+            order=self._order,
+            not_before=dict(self._not_before),
+            keeper_alive=self._watch is not None,
+            processes_alive=state is not None and processes.is_alive(state.init_pid, state.init_start),
+            ended_on_purpose=state is not None and state.state == "ended",
+            unproven=record.unproven != 0,
+            prove_at=self.prove_at,
+            deleting=self.deleting,
+            sample_seconds=min(5.0, max(0.1, (self.policy.suspend_after or 5.0) / 10)),
+        )
+
+    def _sample(self, now: float) -> Activity | None:
+        if self.record.phase != Phase.RUNNING or self._traffic is None:
+            return None
+        if self.policy.suspend_after is None and self._order is None:
+            return None
+        sample = self._traffic.sample()
+        self._activity = fold(self._activity, sample, now)
+        self.record.last_activity = max(self.record.last_activity, self._activity.last_activity)
+        return self._activity
+
+    async def run(self) -> None:
+        """Until the instance has ended. Cancel to leave it as it is, for the next agent."""
+        try:
+            while self.record.phase != Phase.ENDED:
+                self._poked.clear()
+                now = time.time()
+                self.decision = decide(self.view(now), now)
+                if self.decision.verb is None:
+                    await self._wait(self.decision.ask_at)
+                    continue
+                await self._do(self.decision.verb, self.decision.reason)
+                self.services.changed(self.record.id)
+            self.services.journal.forget(self.record.id)
+            self.finished.set()
+        finally:
+            self.forget_keeper()
+            if self._traffic and self.record.phase != Phase.ENDED:
+                await asyncio.shield(self._traffic.detach())
+
+    async def _wait(self, until: float | None) -> None:
+        seconds = None if until is None else max(0.0, until - time.time())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._poked.wait()
+
+    async def _do(self, verb: Verb, reason: str) -> None:
+        self.busy = verb
+        self.services.changed(self.record.id)
+        task = asyncio.create_task(self._perform(verb, reason), name=f"{self.record.id} {verb.value}")
+        ending = asyncio.create_task(self._ending.wait())
+        try:
+            await asyncio.wait({task, ending} if verb != Verb.END else {task}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                task.cancel()
+            await asyncio.wait({task})
+            if not task.cancelled():
+                task.result()
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait({task})
+            raise
+        finally:
+            ending.cancel()
+            self.busy = None
+
+    async def _perform(self, verb: Verb, reason: str) -> None:
+        order = self._order
+        ordered = order is not None and order.verb in (verb, Verb.PARK)
+        try:
+            async with Stage(self.services.journal, self.record, verb, reason) as stage:
+                await self._verb(verb, stage, ordered)
+        except AbortedError as error:
+            if ordered:
+                self._answer_order(error)
+        except KybernateError as error:
+            self._failed(verb, error)
+            self._answer_order(error)
+        except (OSError, TimeoutError) as error:
+            self._failed(verb, KybernateError(f"{self.record.id}: {verb.value}: {type(error).__name__}: {error}"))
+            self._answer_order(error)
+        else:
+            self._failures.pop(verb, None)
+            self._not_before.pop(verb, None)
+            if (told := TOLD.get(verb)) is not None:
+                self.record.event("Normal", told, f"{reason}; took {stage.seconds:.3f} s", time.time())
+                self.services.journal.save(self.record)
+            if order is not None and self._order is order and self.record.phase in SETTLED_BY[order.verb]:
+                self._answer_order()
+            elif verb == Verb.RESUME and order is not None and order.verb != Verb.RESUME:
+                self._answer_order(RefusedError(f"{self.record.id}: a call came and it was woken"))
+
+    async def _verb(self, verb: Verb, stage: Stage, ordered: bool) -> None:
+        match verb:
+            case Verb.START:
+                self.forget_keeper()
+                await life.start(self, stage)
+            case Verb.SUSPEND:
+                await sleep.suspend(self, stage, ordered)
+            case Verb.PARK:
+                await sleep.park(self, stage)
+            case Verb.RESUME:
+                await wake.resume(self, stage)
+            case Verb.PROVE:
+                await wake.prove(self, stage)
+            case Verb.RESCUE:
+                await life.rescue(self, stage)
+            case Verb.RESET:
+                stage.step("reset")
+                await self.traffic.reset()
+                self.wake_wanted = ""
+                self.record.event("Warning", "WakeTimeout", f"held calls were reset: {stage.reason}", time.time())
+            case Verb.END:
+                await life.end(self, stage)
+
+    def _failed(self, verb: Verb, error: KybernateError) -> None:
+        """What a failed verb leads to; the verb itself has left everything as it was."""
+        if isinstance(error, StateLostError):
+            wake.lost(self, error)
+            for waiting in self._waiting_awake:
+                if not waiting.done():
+                    waiting.set_exception(error)
+        elif verb == Verb.START:
+            life.start_failed(self, error)
+        elif verb == Verb.PARK:
+            sleep.park_refused(self, error)
+        elif verb == Verb.RESUME:
+            wake.restore_failed(self, error)
+        else:
+            self.say(
+                Condition(type="Degraded", status="True", reason=f"{verb.value.capitalize()}Failed", message=str(error), at=time.time())
+            )
+            self.back_off(verb, min(60.0, 2.0 ** self.failed(verb)))
+        self.services.journal.save(self.record)
+
+
+def describe_facts(actor: Actor) -> dict[str, Any]:
+    """What the API shows beside the record."""
+    state = actor.last_keeper
+    alive = state is not None and actor.record.phase in (Phase.RUNNING, Phase.SUSPENDED)
+    pids = processes.pids_of(state.cgroups) if state and alive else []
+    return {"pid": state.init_pid if state and alive else 0, "ram_bytes": processes.resident_bytes(pids)}

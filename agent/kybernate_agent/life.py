@@ -1,0 +1,159 @@
+"""The instance's container: started, started again, rescued when its keeper died, ended.
+
+A cold start is for an application that never ran, or ended by itself. Where a state exists the container is made anew
+and restored into; the hook's `create` asks for the word, and gets it for exactly this pod and container.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kybernate.errors import DeadlineError, ExternalError, KybernateError, StateLostError
+from kybernate_agent import orphan, processes
+from kybernate_agent.instance import Condition, Phase, Verb
+from kybernate_agent.keepers import KeeperState
+from kybernate_agent.sleep import Parking, dump, retire
+from kybernate_agent.stage import Stage
+
+if TYPE_CHECKING:
+    from kybernate_agent.actor import Actor
+
+COPY_SECONDS = 100.0  # the kubelet gives CreateContainer two minutes
+START_BACK_OFF_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
+
+
+async def start(actor: Actor, stage: Stage) -> None:
+    """Start the pod, or its container again where the sandbox still stands."""
+    record, pods = actor.record, actor.services.pods
+    if not record.pod.uid:
+        record.pod.uid = str(uuid.uuid4())
+    stage.step("pod", uid=record.pod.uid)
+    actor.services.journal.save(record)
+    actor.expect_restore = False
+    if record.pod.sandbox and await pods.sandbox_ready(record.pod.sandbox):
+        record.pod.attempt += 1
+        pod = await pods.recreate_container(actor.workload, record.pod)
+    else:
+        await pods.remove_pod(record.pod)
+        pod = await pods.start_pod(actor.workload, record.id, record.pod.uid)
+    record.pod = pod
+    stage.step("adopt", container=pod.container)
+    await actor.adopt()
+    record.unproven = 0
+    record.enter(Phase.RUNNING, time.time())
+    record.last_activity = record.since
+    record.clear_condition("StartFailed")
+    await retire(actor)
+    actor.awake()
+
+
+def start_failed(actor: Actor, error: KybernateError) -> None:
+    failures = actor.failed(Verb.START)
+    seconds = START_BACK_OFF_SECONDS[min(failures, len(START_BACK_OFF_SECONDS) - 1)]
+    actor.say(Condition(type="StartFailed", status="True", reason=type(error).__name__, message=str(error), at=time.time()))
+    actor.back_off(Verb.START, seconds)
+
+
+async def rescue(actor: Actor, stage: Stage) -> None:
+    """The keeper died. What lives is frozen, dumped and ended; then a container is made anew for the images.
+
+    Ends parked. Where the processes were awake the actor is asked to wake them again at once.
+    """
+    record = actor.record
+    state = actor.last_keeper
+    was_awake = record.phase == Phase.RUNNING
+    if state is not None and processes.is_alive(state.init_pid, state.init_start):
+        await _dump_orphan(actor, stage, state)
+    elif record.phase == Phase.RUNNING and record.unproven:
+        record.epoch, record.unproven = record.unproven, 0
+    record.enter(Phase.PARKED, time.time())
+    if was_awake:
+        actor.wake_wanted = actor.wake_wanted or "its keeper died while it was awake"
+    stage.step("recreate", epoch=record.epoch, awake=was_awake)
+    if not await asyncio.to_thread(_has_images, actor):
+        raise StateLostError(f"{record.id}: its keeper died, and no verified images of epoch {record.epoch} exist")
+    actor.expect_restore = True
+    actor.rescued.set()
+    try:
+        record.pod.attempt += 1
+        record.pod = await actor.services.pods.recreate_container(actor.workload, record.pod)
+    finally:
+        actor.expect_restore = False
+    await actor.adopt()
+    await actor.traffic.hold(record.pod.held_ports)
+
+
+def _has_images(actor: Actor) -> bool:
+    return any(m.epoch == actor.record.epoch for m in actor.services.store.manifests(actor.record.id))
+
+
+async def _dump_orphan(actor: Actor, stage: Stage, state: KeeperState) -> None:
+    record, store = actor.record, actor.services.store
+    stage.step("freeze")
+    await asyncio.to_thread(orphan.freeze, state.cgroups)
+    pids = processes.pids_of(state.cgroups)
+    record.pod.held_ports = sorted({*record.pod.held_ports, *await asyncio.to_thread(actor.own_ports, pids)})
+    await actor.traffic.hold(record.pod.held_ports)
+    epoch = record.epoch + 1
+    staging = await asyncio.to_thread(store.stage, record.id, epoch, processes.resident_bytes(pids))
+    actor.parking = Parking(actor, stage, staging)
+    stage.step("dump", epoch=epoch)
+    try:
+        runner = orphan.Dump(state, actor.services.config, actor.record.pod.container)
+        await dump(actor, staging, runner.run)
+    except BaseException:
+        await asyncio.shield(asyncio.to_thread(store.discard, staging))
+        raise
+    finally:
+        actor.parking = None
+    record.epoch = epoch
+    await retire(actor, keep=epoch)
+
+
+async def prepare_create(actor: Actor, bundle: Path) -> dict[str, str]:
+    """The hook's question at `create`: begin anew, or restore? Copies the old writable layer into the new container."""
+    if not actor.expect_restore:
+        return {"action": "start"}
+    old, new = actor.record.pod.upper, await asyncio.to_thread(processes.writable_layer_of_bundle, bundle)
+    if old and new and old != new:
+        await copy_layer(Path(old), Path(new))
+    return {"action": "restore"}
+
+
+async def copy_layer(old: Path, new: Path) -> None:
+    """Copy an overlay's upper folder into another that no process uses yet: whiteouts, owners, times and extended
+    attributes included (`cp --archive`; trusted.overlay.* needs CAP_SYS_ADMIN). Raises ExternalError, DeadlineError."""
+    if not old.is_dir():
+        raise StateLostError(f"the writable layer {old} of the old container is gone")
+    copy = await asyncio.create_subprocess_exec(
+        "cp", "--archive", "--reflink=auto", "--no-target-directory", "--", os.fspath(old), os.fspath(new),
+        stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(COPY_SECONDS):
+            _, stderr = await copy.communicate()
+    except TimeoutError as error:
+        copy.kill()
+        await copy.wait()
+        raise DeadlineError(f"copying the writable layer {old} took longer than {COPY_SECONDS:g} s") from error
+    if copy.returncode:
+        raise ExternalError(f"copying the writable layer {old} failed: {stderr.decode(errors='replace').strip()}")
+
+
+async def end(actor: Actor, stage: Stage) -> None:
+    """End the instance for good: processes, pod, rules, images, journal rows."""
+    record, services = actor.record, actor.services
+    stage.step("stop")
+    actor.forget_keeper()
+    await services.pods.remove_pod(record.pod)
+    stage.step("clean")
+    if actor.has_traffic:
+        await actor.traffic.close()
+    await retire(actor)
+    await asyncio.to_thread(actor.remove_work)
+    record.enter(Phase.ENDED, time.time())

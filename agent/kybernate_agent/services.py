@@ -1,0 +1,22 @@
+"""What every instance of the node uses, in one place: handed to each actor, owned by the node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kybernate.store import Store
+from kybernate_agent.config import AgentConfig
+from kybernate_agent.journal import Journal
+from kybernate_agent.standalone.pods import Pods
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    config: AgentConfig
+    journal: Journal
+    store: Store
+    pods: Pods
+    changed: Callable[[str], None]  # an instance has news
+    criu_version: str
+    runc_version: str

@@ -1,0 +1,180 @@
+"""Going down: suspend (running -> RAM) and park (RAM -> NVME).
+
+The order of things is what makes them safe. The traffic rule stands before the freeze, and one last look after it finds
+what came in between. The dump is committed inside CRIU's post-dump step, so the processes end only when the images are
+proven; anything else makes CRIU undo the dump, and the instance stays as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kybernate import criu
+from kybernate.errors import ExternalError, KybernateError, RefusedError
+from kybernate.store import Staging
+from kybernate_agent import processes
+from kybernate_agent.instance import Condition, Phase, Verb
+from kybernate_agent.keepers import KeeperError
+from kybernate_agent.stage import AbortedError, Stage
+from kybernate_agent.traffic import own_ports
+
+if TYPE_CHECKING:
+    from kybernate_agent.actor import Actor
+
+RETRY_SECONDS = 1.0
+RETRY_MOST_SECONDS = 300.0
+
+
+class DumpFailedError(ExternalError):
+    """{instance}: {cause}. {remedy}"""
+
+
+async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
+    """Freeze the container in place. Raises AbortedError where work turned out to be going on."""
+    keeper, traffic, record = actor.keeper, actor.traffic, actor.record
+    state = await keeper.state()
+    if state.state != "running":
+        raise AbortedError(f"{record.id}: its container is {state.state}")
+    pids = processes.pids_of(state.cgroups)
+    if not ordered:
+        _refuse_busy(actor, pids, state.init_pid)
+    record.pod.held_ports = sorted(await asyncio.to_thread(own_ports, pids, record.pod.netns))
+    stage.step("hold", ports=record.pod.held_ports)
+    await traffic.watch(record.pod.held_ports)
+    frozen = False
+    try:
+        if not ordered and (traffic.has_unread() or actor.wake_wanted):
+            raise AbortedError(f"{record.id}: a call came in")
+        stage.step("freeze")
+        frozen = True
+        await keeper.freeze()
+        # Data that came before the rule and was not read before the freeze would lie there unseen.
+        if not ordered and traffic.has_unread():
+            raise AbortedError(f"{record.id}: a call came in")
+    except BaseException:
+        if frozen:
+            await asyncio.shield(keeper.thaw())
+        await asyncio.shield(traffic.release())
+        actor.wake_wanted = ""
+        raise
+    record.enter(Phase.SUSPENDED, time.time())
+
+
+def _refuse_busy(actor: Actor, pids: list[int], init_pid: int) -> None:
+    if criu.exec_sessions(pids, init_pid):
+        actor.back_off(Verb.SUSPEND, RETRY_SECONDS)
+        raise AbortedError(f"{actor.record.id}: an exec session is open")
+
+
+class Parking:
+    """One park under way; the post-dump script finds it by its images and commits through it."""
+
+    def __init__(self, actor: Actor, stage: Stage, staging: Staging) -> None:
+        self.actor = actor
+        self.stage = stage
+        self.staging = staging
+        self.committed = False
+
+    async def commit(self) -> None:
+        """Called while the processes are dumped and still there. Raises to veto."""
+        actor = self.actor
+        self.stage.step("commit", epoch=self.staging.epoch)
+        await asyncio.to_thread(criu.drop_empty_tmpfs, self.staging.images)
+        manifest = await asyncio.to_thread(actor.services.store.commit, self.staging, _made(actor))
+        actor.record.stored_bytes = manifest.size_bytes
+        self.committed = True
+        self.stage.step("end-processes", epoch=self.staging.epoch)
+
+
+def _made(actor: Actor) -> dict[str, Any]:
+    """How and of what the images were made: what a restore elsewhere must match."""
+    record, services = actor.record, actor.services
+    return {
+        "criu": services.criu_version,
+        "runc": services.runc_version,
+        "kernel": Path("/proc/sys/kernel/osrelease").read_text().strip(),
+        "created_at": time.time(),
+        "workload": record.workload,
+        "container": record.pod.container,
+        "pod_uid": record.pod.uid,
+        "image": actor.workload.spec.template.spec.containers[0].image,
+        "ports": record.pod.held_ports,
+    }
+
+
+async def park(actor: Actor, stage: Stage) -> None:
+    """Dump the frozen container into the store and let its processes end. A failure leaves it frozen in RAM."""
+    record, services = actor.record, actor.services
+    state = await actor.keeper.state()
+    if state.state == "running":
+        raise AbortedError(f"{record.id}: it is awake")
+    pids = processes.pids_of(state.cgroups)
+    await asyncio.to_thread(criu.refuse_unsuitable, pids, state.init_pid, services.config.criu.assume_sys_resource)
+    stage.step("stage", epoch=record.epoch + 1)
+    epoch = record.epoch + 1
+    needed = processes.resident_bytes(pids)
+    staging = await asyncio.to_thread(services.store.stage, record.id, epoch, needed)
+    # An epoch is used once, also when its dump comes to nothing.
+    record.epoch = epoch
+    actor.parking = Parking(actor, stage, staging)
+    try:
+        stage.step("hold", epoch=epoch)
+        await actor.traffic.hold(record.pod.held_ports)
+        stage.step("dump", epoch=epoch)
+        await dump(actor, staging, actor.keeper.dump)
+    except BaseException:
+        await asyncio.shield(_undo(actor, staging))
+        raise
+    finally:
+        actor.parking = None
+    record.clear_condition("NotParkable")
+    record.unproven = 0
+    record.enter(Phase.PARKED, time.time())
+    await retire(actor, keep=epoch)
+
+
+async def dump(actor: Actor, staging: Staging, run: Any) -> None:
+    """Have `run` dump into `staging`. Raises DumpFailedError with the cause out of CRIU's log, StaleError."""
+    services = actor.services
+    work = actor.work_folder("dump")
+    conf = criu.dump_conf()
+    try:
+        await run(staging.images, work, conf, services.config.criu.dump_deadline_seconds)
+    except KeeperError as error:
+        cause = await asyncio.to_thread(criu.explain, work / "dump.log", str(error))
+        raise DumpFailedError(
+            instance=actor.record.id, cause=cause.message, remedy=cause.remedy, code=cause.code, transient=cause.transient
+        ) from error
+    if actor.parking is None or not actor.parking.committed:
+        raise ExternalError(f"{actor.record.id}: the dump ended without a commit")
+
+
+async def _undo(actor: Actor, staging: Staging) -> None:
+    """The processes live on, frozen: nothing of the dump may stay, and calls wake it as before."""
+    store = actor.services.store
+    with contextlib.suppress(KybernateError):
+        await asyncio.to_thread(store.discard, staging)
+    await retire(actor, only=staging.epoch)
+    await actor.traffic.watch(actor.record.pod.held_ports)
+
+
+async def retire(actor: Actor, *, keep: int = 0, only: int = 0) -> None:
+    """Delete images of the instance: all but those of epoch `keep`, or `only` those of one epoch."""
+    store, record = actor.services.store, actor.record
+    for manifest in await asyncio.to_thread(store.manifests, record.id):
+        if manifest.epoch == only if only else manifest.epoch != keep:
+            await asyncio.to_thread(store.retire, manifest)
+
+
+def park_refused(actor: Actor, error: KybernateError) -> None:
+    """Say why it stays in RAM, and when it is tried again."""
+    code = str(error.fields.get("code") or type(error).__name__.removesuffix("Error"))
+    transient = bool(error.fields.get("transient"))
+    actor.say(Condition(type="NotParkable", status="True", reason=code, message=str(error), at=time.time()))
+    failures = actor.failed(Verb.PARK)
+    seconds = RETRY_SECONDS if transient else min(RETRY_MOST_SECONDS, 10.0 * 2**failures)
+    actor.back_off(Verb.PARK, RETRY_MOST_SECONDS if isinstance(error, RefusedError) else seconds)
