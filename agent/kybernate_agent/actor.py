@@ -30,7 +30,13 @@ from kybernate_agent.traffic import Activity, PodTraffic, fold, own_ports
 log = logging.getLogger(__name__)
 
 CRASH_FORGOTTEN_SECONDS = 600.0
-TOLD = {Verb.START: "Started", Verb.SUSPEND: "Suspended", Verb.PARK: "Parked", Verb.RESUME: "Resumed", Verb.RESCUE: "Rescued"}
+TOLD = {
+    Verb.START: "Started",
+    Verb.SUSPEND: "Suspended",
+    Verb.PARK: "Parked",
+    Verb.RESUME: "Resumed",
+    Verb.RESCUE: "Rescued",
+}
 SETTLED_BY = {Verb.SUSPEND: (Phase.SUSPENDED, Phase.PARKED), Verb.PARK: (Phase.PARKED,), Verb.RESUME: (Phase.RUNNING,)}
 
 
@@ -156,7 +162,14 @@ class Actor:
     def say(self, condition: Condition) -> None:
         if self.record.set_condition(condition):
             self.record.event("Warning", condition.reason, condition.message, condition.at)
-            log.warning("%s: %s=%s %s: %s", self.record.id, condition.type, condition.status, condition.reason, condition.message)
+            log.warning(
+                "%s: %s=%s %s: %s",
+                self.record.id,
+                condition.type,
+                condition.status,
+                condition.reason,
+                condition.message,
+            )
 
     def failed(self, verb: Verb) -> int:
         """Count a failure of `verb`; the number of those before it since it last worked."""
@@ -388,7 +401,13 @@ class Actor:
             wake.restore_failed(self, error)
         else:
             self.say(
-                Condition(type="Degraded", status="True", reason=f"{verb.value.capitalize()}Failed", message=str(error), at=time.time())
+                Condition(
+                    type="Degraded",
+                    status="True",
+                    reason=f"{verb.value.capitalize()}Failed",
+                    message=str(error),
+                    at=time.time(),
+                )
             )
             self.back_off(verb, min(60.0, 2.0 ** self.failed(verb)))
         self.services.journal.save(self.record)

@@ -65,7 +65,9 @@ def load_config(path: Path | None) -> AgentConfig:
     except msgspec.MsgspecError as error:
         raise InvalidError(f"{path}: {error}. See the agent's configuration in docs/setup.") from error
     if config.version != VERSION:
-        raise InvalidError(f"{path}: version {config.version} is not known to this agent, which reads version {VERSION}")
+        raise InvalidError(
+            f"{path}: version {config.version} is not known to this agent, which reads version {VERSION}"
+        )
     return config
 
 

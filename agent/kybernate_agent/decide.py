@@ -73,7 +73,9 @@ def _asleep(view: View, now: float) -> Decision:
             return _ask_by(_now_or_later(view, Verb.PARK, "ordered", now), timeout)
         if view.policy.park_after is not None:
             at = view.since + view.policy.park_after
-            return _ask_by(_now_or_later(view, Verb.PARK, f"suspended for {view.policy.park_after:g} s", now, at), timeout)
+            return _ask_by(
+                _now_or_later(view, Verb.PARK, f"suspended for {view.policy.park_after:g} s", now, at), timeout
+            )
     return Decision(ask_at=timeout)
 
 

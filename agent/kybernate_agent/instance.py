@@ -177,5 +177,3 @@ class View:
     prove_at: float = 0.0
     deleting: bool = False
     sample_seconds: float = 1.0
-
-

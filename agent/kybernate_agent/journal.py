@@ -85,7 +85,9 @@ class Journal:
         self._save(record)
 
     def _save(self, record: Record) -> None:
-        self._db.execute("insert or replace into instance (id, record) values (?, ?)", (record.id, msgspec.json.encode(record)))
+        self._db.execute(
+            "insert or replace into instance (id, record) values (?, ?)", (record.id, msgspec.json.encode(record))
+        )
 
     def forget(self, instance: str) -> None:
         """The instance is gone for good."""

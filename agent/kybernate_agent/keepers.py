@@ -116,7 +116,9 @@ class Keeper:
         return await self._ask("dump", seconds, images=str(images), work=str(work), conf=conf, deadline_seconds=seconds)
 
     async def restore(self, images: Path, work: Path, conf: str, seconds: float) -> dict[str, Any]:
-        return await self._ask("restore", seconds, images=str(images), work=str(work), conf=conf, deadline_seconds=seconds)
+        return await self._ask(
+            "restore", seconds, images=str(images), work=str(work), conf=conf, deadline_seconds=seconds
+        )
 
 
 class Watch:

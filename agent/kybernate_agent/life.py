@@ -55,7 +55,9 @@ async def start(actor: Actor, stage: Stage) -> None:
 def start_failed(actor: Actor, error: KybernateError) -> None:
     failures = actor.failed(Verb.START)
     seconds = START_BACK_OFF_SECONDS[min(failures, len(START_BACK_OFF_SECONDS) - 1)]
-    actor.say(Condition(type="StartFailed", status="True", reason=type(error).__name__, message=str(error), at=time.time()))
+    actor.say(
+        Condition(type="StartFailed", status="True", reason=type(error).__name__, message=str(error), at=time.time())
+    )
     actor.back_off(Verb.START, seconds)
 
 

@@ -78,7 +78,9 @@ class Node:
         record, services = actor.record, self.services
         steps = services.journal.steps(record.id)
         keeper = await _settled(services.config.run, record.pod.container)
-        last = keeper or (Keeper(services.config.run, record.pod.container).last_state() if record.pod.container else None)
+        last = keeper or (
+            Keeper(services.config.run, record.pod.container).last_state() if record.pod.container else None
+        )
         actor.last_keeper = last
         manifests = await asyncio.to_thread(services.store.manifests, record.id)
         found = Evidence(
@@ -100,7 +102,9 @@ class Node:
             if manifest.epoch in verdict.retire:
                 await asyncio.to_thread(services.store.retire, manifest)
         if verdict.phase == Phase.LOST and found.phase != Phase.LOST:
-            actor.say(Condition(type="StateLost", status="True", reason="NoImages", message=verdict.message, at=time.time()))
+            actor.say(
+                Condition(type="StateLost", status="True", reason="NoImages", message=verdict.message, at=time.time())
+            )
         if keeper:
             await self._take_up(actor, verdict.phase, verdict.wake)
         elif record.pod.netns and verdict.phase in (Phase.RUNNING, Phase.SUSPENDED, Phase.PARKED):

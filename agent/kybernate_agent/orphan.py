@@ -68,10 +68,14 @@ class Dump:
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
             if isinstance(error, TimeoutError):
-                raise DeadlineError(f"the dump of container {self._container} took longer than {seconds:g} s") from error
+                raise DeadlineError(
+                    f"the dump of container {self._container} took longer than {seconds:g} s"
+                ) from error
             raise
         if process.returncode:
-            raise KeeperError(container=self._container, verb="dump", cause=stderr.decode(errors="replace").strip()[-2000:])
+            raise KeeperError(
+                container=self._container, verb="dump", cause=stderr.decode(errors="replace").strip()[-2000:]
+            )
         return {"ok": True}
 
     def _write(self, folder: Path, script: Path, conf: str) -> None:

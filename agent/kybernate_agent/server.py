@@ -71,7 +71,9 @@ def instance_message(actor: Actor) -> pb.Instance:
     if record.last_wake_from:
         message.last_wake_seconds = record.last_wake_seconds
     for c in record.conditions:
-        message.conditions.add(type=c.type, status=c.status, reason=c.reason, message=c.message, last_transition=_time(c.at))
+        message.conditions.add(
+            type=c.type, status=c.status, reason=c.reason, message=c.message, last_transition=_time(c.at)
+        )
     for t in record.history:
         message.history.add(
             at=_time(t.at), verb=t.verb, from_state=t.source, to_state=t.target, seconds=t.seconds,
@@ -194,7 +196,9 @@ class Api(agent_pb2_grpc.AgentServicer):
             actor = self._node.find(request.name)
             state = actor.last_keeper
             if state is None or actor.record.phase in (Phase.PENDING, Phase.BACKOFF, Phase.LOST):
-                raise RefusedError(f"{actor.record.id} is {actor.record.phase.value}: there is nothing to run a command in")
+                raise RefusedError(
+                    f"{actor.record.id} is {actor.record.phase.value}: there is nothing to run a command in"
+                )
         except KybernateError as error:
             await abort(context, error)
         launcher = Path(self._node.services.config.prefix) / "bin" / "kybernate-runc"

@@ -147,7 +147,11 @@ async def dump(actor: Actor, staging: Staging, run: Any) -> None:
     except KeeperError as error:
         cause = await asyncio.to_thread(criu.explain, work / "dump.log", str(error))
         raise DumpFailedError(
-            instance=actor.record.id, cause=cause.message, remedy=cause.remedy, code=cause.code, transient=cause.transient
+            instance=actor.record.id,
+            cause=cause.message,
+            remedy=cause.remedy,
+            code=cause.code,
+            transient=cause.transient,
         ) from error
     if actor.parking is None or not actor.parking.committed:
         raise ExternalError(f"{actor.record.id}: the dump ended without a commit")

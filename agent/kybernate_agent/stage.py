@@ -59,7 +59,9 @@ class Stage:
     async def __aenter__(self) -> Stage:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         self._close()
         outcome = "done" if error is None else "aborted" if isinstance(error, AbortedError) else "failed"
         message = self.reason if error is None else str(error) or type(error).__name__

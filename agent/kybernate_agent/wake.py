@@ -60,7 +60,9 @@ async def _restore(actor: Actor, stage: Stage) -> None:
     except KeeperError as error:
         record.unproven = 0
         cause = await asyncio.to_thread(criu.explain, work / "restore.log", str(error))
-        raise RestoreFailedError(instance=record.id, cause=cause.message, remedy=cause.remedy, code=cause.code) from error
+        raise RestoreFailedError(
+            instance=record.id, cause=cause.message, remedy=cause.remedy, code=cause.code
+        ) from error
     record.clear_condition("RestoreFailed")
     actor.prove_at = time.time() + services.config.prove_seconds
     await actor.watch_keeper()
@@ -80,7 +82,9 @@ def lost(actor: Actor, error: KybernateError) -> None:
     """Say out loud that the state is gone. Nothing is deleted; a person decides."""
     remedy = "Its images were left where they are. Delete the workload and apply it again to begin anew."
     actor.say(
-        Condition(type="StateLost", status="True", reason=type(error).__name__, message=f"{error} {remedy}", at=time.time())
+        Condition(
+            type="StateLost", status="True", reason=type(error).__name__, message=f"{error} {remedy}", at=time.time()
+        )
     )
     actor.record.enter(Phase.LOST, time.time())
 

@@ -23,7 +23,11 @@ log = logging.getLogger(__name__)
 
 def documents(text: str) -> list[str]:
     """The texts of a YAML stream's documents, in the order in which `load` returns the workloads."""
-    return [text[node.start_mark.index : node.end_mark.index] for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node]
+    return [
+        text[node.start_mark.index : node.end_mark.index]
+        for node in yaml.compose_all(text, Loader=yaml.SafeLoader)
+        if node
+    ]
 
 
 class Workloads:
@@ -63,7 +67,9 @@ class Workloads:
         names = {w.metadata.name for w in workloads}
         for other, theirs in self._files.items():
             if other != path and (both := names & {w.metadata.name for w in theirs}):
-                raise InvalidError(f"{path}: workload {sorted(both)[0]!r} stands in {other} already; rename one of them")
+                raise InvalidError(
+                    f"{path}: workload {sorted(both)[0]!r} stands in {other} already; rename one of them"
+                )
         for workload in self._files.get(path, []):
             if workload.metadata.name not in names:
                 self._later(workload.metadata.name)
