@@ -1,0 +1,69 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DumpStats(_message.Message):
+    __slots__ = ("freezing_time", "frozen_time", "memdump_time", "memwrite_time", "pages_scanned", "pages_skipped_parent", "pages_written")
+    FREEZING_TIME_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_TIME_FIELD_NUMBER: _ClassVar[int]
+    MEMDUMP_TIME_FIELD_NUMBER: _ClassVar[int]
+    MEMWRITE_TIME_FIELD_NUMBER: _ClassVar[int]
+    PAGES_SCANNED_FIELD_NUMBER: _ClassVar[int]
+    PAGES_SKIPPED_PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGES_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    freezing_time: int
+    frozen_time: int
+    memdump_time: int
+    memwrite_time: int
+    pages_scanned: int
+    pages_skipped_parent: int
+    pages_written: int
+    def __init__(self, freezing_time: _Optional[int] = ..., frozen_time: _Optional[int] = ..., memdump_time: _Optional[int] = ..., memwrite_time: _Optional[int] = ..., pages_scanned: _Optional[int] = ..., pages_skipped_parent: _Optional[int] = ..., pages_written: _Optional[int] = ...) -> None: ...
+
+class RestoreStats(_message.Message):
+    __slots__ = ("forking_time", "restore_time", "pages_restored")
+    FORKING_TIME_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_TIME_FIELD_NUMBER: _ClassVar[int]
+    PAGES_RESTORED_FIELD_NUMBER: _ClassVar[int]
+    forking_time: int
+    restore_time: int
+    pages_restored: int
+    def __init__(self, forking_time: _Optional[int] = ..., restore_time: _Optional[int] = ..., pages_restored: _Optional[int] = ...) -> None: ...
+
+class Stats(_message.Message):
+    __slots__ = ("dump", "restore")
+    DUMP_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_FIELD_NUMBER: _ClassVar[int]
+    dump: DumpStats
+    restore: RestoreStats
+    def __init__(self, dump: _Optional[_Union[DumpStats, _Mapping]] = ..., restore: _Optional[_Union[RestoreStats, _Mapping]] = ...) -> None: ...
+
+class Mount(_message.Message):
+    __slots__ = ("fstype", "mnt_id", "mountpoint", "source", "options", "fsname", "ext_key")
+    class FileSystem(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNSUPPORTED: _ClassVar[Mount.FileSystem]
+        TMPFS: _ClassVar[Mount.FileSystem]
+        AUTO: _ClassVar[Mount.FileSystem]
+    UNSUPPORTED: Mount.FileSystem
+    TMPFS: Mount.FileSystem
+    AUTO: Mount.FileSystem
+    FSTYPE_FIELD_NUMBER: _ClassVar[int]
+    MNT_ID_FIELD_NUMBER: _ClassVar[int]
+    MOUNTPOINT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    FSNAME_FIELD_NUMBER: _ClassVar[int]
+    EXT_KEY_FIELD_NUMBER: _ClassVar[int]
+    fstype: Mount.FileSystem
+    mnt_id: int
+    mountpoint: str
+    source: str
+    options: str
+    fsname: str
+    ext_key: str
+    def __init__(self, fstype: _Optional[_Union[Mount.FileSystem, str]] = ..., mnt_id: _Optional[int] = ..., mountpoint: _Optional[str] = ..., source: _Optional[str] = ..., options: _Optional[str] = ..., fsname: _Optional[str] = ..., ext_key: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,68 @@
+"""CRIU's options, as the text of the configuration file that runc passes on (annotation `org.criu.config`).
+
+runc's own flags know only a part of CRIU's options, and the file holds for dump and restore alike whoever calls runc.
+Two things are not for this file: `--manage-cgroups-mode ignore` is runc's flag, for restore only (checkpoint refuses
+it), and `action-script` is added by the keeper, for dumps only.
+
+Why each option (CRIU 4.2.1):
+
+    tcp-established      without it CRIU refuses any connected socket file-locks           without it CRIU refuses any
+    flock, fcntl or OFD lock, even in a file of the container's own link-remap           an open file whose name was
+    deleted, but which has another hard link; named POSIX semaphores ghost-limit          an open file without any name
+    is put into the image up to this size; CRIU's own limit is 1 MiB network-lock skip    we hold the traffic ourselves;
+    CRIU's lock runs iptables-restore twice, 100 ms a dump and restore timeout              seconds for the freezing
+    phase; CRIU's own is 10 irmap-scan-path      inotify watches a folder of the overlay: CRIU finds its name only below
+    these paths external mnt[]:      a mount that CRIU neither dumps nor restores: see `kybernate.criu.mounts`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kybernate.criu.errors import OptionError
+
+EMPTY_TMPFS = "kybernate-empty-tmpfs"  # the cookie of mounts that come back as fresh tmpfs
+_GHOST_LIMIT = "1G"  # CRIU reads a number with K, M or G; no other unit, no space
+_BOTH = ("tcp-established", "file-locks", "link-remap", f"ghost-limit {_GHOST_LIMIT}", "network-lock skip")
+
+
+def dump_conf(
+    *,
+    irmap_paths: Sequence[str] = (),
+    empty_tmpfs: Sequence[str] = (),
+    freeze_seconds: int = 10,
+    hold_is_ours: bool = True,
+) -> str:
+    """The file's text for a dump. `hold_is_ours` False: CRIU locks the network itself (nobody else holds the traffic).
+
+    `empty_tmpfs` are mount points for `mounts.drop_empty_tmpfs`. Raises OptionError for paths CRIU's parser would
+    split.
+    """
+    lines = [*_common(hold_is_ours), f"timeout {freeze_seconds:d}"]
+    lines += [f"irmap-scan-path {_word('irmap-scan-path', path)}" for path in irmap_paths]
+    lines += [f"external mnt[{_word('external mnt', path)}]:{EMPTY_TMPFS}" for path in empty_tmpfs]
+    return _text(lines)
+
+
+def restore_conf(*, hold_is_ours: bool = True) -> str:
+    """The file's text for a restore."""
+    return _text(_common(hold_is_ours))
+
+
+def _common(hold_is_ours: bool) -> list[str]:
+    return [line for line in _BOTH if hold_is_ours or not line.startswith("network-lock")]
+
+
+def _text(lines: Sequence[str]) -> str:
+    return "\n".join(lines) + "\n"
+
+
+def _word(option: str, value: str) -> str:
+    """CRIU splits lines at white space, ends them at '#', and takes quotes away; brackets end a key."""
+    if not value.startswith("/"):
+        raise OptionError(option=option, value=value, problem="no absolute path")
+    if any(sign.isspace() or sign in "#\"'[]\\" or not sign.isprintable() for sign in value):
+        raise OptionError(
+            option=option, value=value, problem="white space, a quote, a bracket, '#' or a control character"
+        )
+    return value
