@@ -1,0 +1,115 @@
+"""Whether anybody uses a pod, folded from samples of what the kernel counts. Pure, and the app knows nothing of it.
+
+Used means one of three things:
+
+- Bytes moved since the last sample, in either direction, on any connection that counts, outgoing ones included.
+- Connections came: one that was not there before, or ones that came and went between samples (the namespace's counter
+  of passive opens, which counts a sidecar's as well).
+- A request is in flight: on a connection that the pod serves, the client's data is newer than the server's, or data or
+  a connection waits to be taken by the app.
+
+What the third cannot see: the kernel keeps ages in jiffies (1 to 10 ms). A request and an answer with equal ages count
+as answered, unless nothing was ever sent or only the client moved since the last sample; a request that came within
+one jiffy after the previous answer and is served in silence is then only as active as the time since its last byte.
+And a client message that gets no answer by design (an HTTP/2 SETTINGS acknowledgement, a websocket's notice) looks
+like a request until the caller's `maxInFlight` ends it; that is why each one's beginning is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from .packets import Flow
+from .sockdiag import Socket, State
+
+_SERVING = frozenset({State.ESTABLISHED, State.CLOSE_WAIT})
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look at a pod: its TCP sockets but those in TIME_WAIT, and the passive opens of its namespace so far."""
+
+    sockets: tuple[Socket, ...]
+    passive_opens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """When the pod was last used and what is in flight, by the caller's clock in seconds; goes into the next fold."""
+
+    last_activity: float
+    in_flight: Mapping[Flow, float] = field(default_factory=dict)
+    sockets: Mapping[int, Socket] = field(default_factory=dict)
+    passive_opens: int = 0
+
+    @property
+    def in_flight_since(self) -> float | None:
+        """When the oldest request in flight began; None: there is none."""
+        return min(self.in_flight.values(), default=None)
+
+    def requests(self, now: float, max_in_flight_seconds: float) -> int:
+        """Requests in flight, without those older than `max_in_flight_seconds`."""
+        return sum(now - since <= max_in_flight_seconds for since in self.in_flight.values())
+
+
+def fold(
+    previous: Activity | None,
+    sample: Sample,
+    now: float,
+    ports: Iterable[int] = (),
+    counts: Callable[[Socket], bool] = lambda _: True,
+) -> Activity:
+    """What the sample says after `previous`. `counts` chooses sockets; those on `ports` always count.
+
+    Without `previous` the pod counts as used now.
+    """
+    declared = frozenset(ports)
+    sockets = {found.cookie: found for found in sample.sockets if found.local_port in declared or counts(found)}
+    served = declared | {found.local_port for found in sockets.values() if found.state == State.LISTEN}
+    in_flight = {}
+    for found in sockets.values():
+        since = _in_flight_since(found, previous, served, now)
+        if since is not None:
+            in_flight[found.flow] = since
+    moved = (
+        previous is None
+        or sample.passive_opens != previous.passive_opens
+        or any(_moved(found, previous.sockets.get(found.cookie)) for found in sockets.values())
+    )
+    last = now if moved or previous is None else previous.last_activity
+    return Activity(last, in_flight, sockets, sample.passive_opens)
+
+
+def _moved(found: Socket, before: Socket | None) -> bool:
+    if found.state == State.LISTEN:
+        return found.unread > 0
+    return before is None or (found.received, found.sent) != (before.received, before.sent)
+
+
+def _in_flight_since(found: Socket, previous: Activity | None, served: frozenset[int], now: float) -> float | None:
+    """When the request that this socket owes an answer to began; None: it owes none."""
+    known = previous.in_flight.get(found.flow) if previous else None
+    if found.state == State.LISTEN:
+        return None if not found.unread else now if known is None else known
+    if found.local_port not in served or found.state not in _SERVING:
+        return None
+    before = previous.sockets.get(found.cookie) if previous else None
+    if not _owes_answer(found, before, known is not None):
+        return None
+    if known is not None and (before is None or found.sent == before.sent):
+        return known
+    return now - found.received_age_ms / 1000
+
+
+def _owes_answer(found: Socket, before: Socket | None, owed: bool) -> bool:
+    if found.unread:
+        return True
+    if not found.received:
+        # A connection that was restored counts from zero; what it owed before it still owes.
+        return owed and before is None and not found.sent
+    if found.received_age_ms != found.sent_age_ms:
+        return found.received_age_ms < found.sent_age_ms
+    if not found.sent:
+        return True
+    return before is not None and found.received > before.received and found.sent == before.sent
