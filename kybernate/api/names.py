@@ -1,0 +1,33 @@
+"""Every name that Kybernate gives to or reads from manifests, pods and containers, in one place."""
+
+from __future__ import annotations
+
+GROUP = "kybernate.io"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+# Annotations that a person may set on a template, or on a pod that no GpuWorkload owns.
+ALLOW_IO_URING = f"{GROUP}/allow-io-uring"
+"""`"true"`: the hook does not refuse io_uring; the container then cannot sleep while it uses it."""
+ALLOW_MPTCP = f"{GROUP}/allow-mptcp"
+"""`"true"`: the hook leaves multipath TCP on in the pod's namespace; such connections cannot be dumped."""
+
+# Annotations and labels that only Kybernate sets.
+CONTAINERS = f"{GROUP}/containers"
+"""Comma separated names of the pod's containers that sleep; the shim manages no other."""
+WORKLOAD = f"{GROUP}/workload"
+"""Label: the GpuWorkload that an instance's pod belongs to."""
+INSTANCE = f"{GROUP}/instance"
+"""Label: the instance that a pod is."""
+
+# Annotations that containerd's CRI plugin writes into every container's config.json.
+CRI_CONTAINER_TYPE = "io.kubernetes.cri.container-type"
+CRI_CONTAINER_NAME = "io.kubernetes.cri.container-name"
+CRI_SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
+CRI_SANDBOX_UID = "io.kubernetes.cri.sandbox-uid"
+
+RUNTIME_HANDLER = "kybernate"
+"""The runtime's name in containerd's configuration, and the RuntimeClass."""
+
+TEMPLATE_ANNOTATIONS = frozenset({ALLOW_IO_URING, ALLOW_MPTCP})
+"""Annotations of the group that a template may carry."""
