@@ -40,8 +40,9 @@ async def serve(config: AgentConfig) -> None:
         store=FolderStore(config.state / "store", load_key(config.state / "node.key")),
         pods=pods,
         changed=news.changed,
-        criu_version=str(facts.criu_version),
-        runc_version=str(facts.runc_version),
+        criu_version=criu.version_text(facts.criu),
+        runc_version=criu.version_text(facts.runc),
+        sys_resource=facts.sys_resource,
     )
     node = Node(services)
     folder = Folder(config.workloads)

@@ -22,7 +22,7 @@ from kybernate_agent import life, processes, sleep, wake
 from kybernate_agent.decide import Decision, decide
 from kybernate_agent.instance import Condition, Order, Phase, Policy, Record, Verb, View
 from kybernate_agent.keepers import Keeper, KeeperGoneError, KeeperState, Watch
-from kybernate_agent.policy import policy_of, ports_of
+from kybernate_agent.policy import policy_of
 from kybernate_agent.services import Services
 from kybernate_agent.stage import AbortedError, Stage
 from kybernate_agent.traffic import Activity, PodTraffic, fold, own_ports
@@ -103,8 +103,16 @@ class Actor:
 
     async def open_traffic(self) -> None:
         if self._traffic is None:
-            self._traffic = PodTraffic(self.record.pod.netns, ports_of(self.workload), self.call)
+            self._traffic = PodTraffic(self.record.pod.netns, self.workload.ports, self.call)
             await self._traffic.open()
+
+    async def close_traffic(self) -> None:
+        """Rules and sockets go. The pod's namespace may be gone already, and the rules with it."""
+        if self._traffic is not None:
+            traffic, self._traffic = self._traffic, None
+            with contextlib.suppress(KybernateError, OSError):
+                await traffic.release()
+            await traffic.close()
 
     async def watch_keeper(self) -> None:
         """Ask the keeper for its state and hold a pidfd of it. Raises KeeperGoneError."""
@@ -153,7 +161,6 @@ class Actor:
     def awake(self) -> None:
         """The processes run: whoever waited for that goes on."""
         self.wake_wanted = ""
-        self._activity = None
         for waiting in self._waiting_awake:
             if not waiting.done():
                 waiting.set_result(None)
@@ -268,9 +275,10 @@ class Actor:
             since=record.since,
             policy=self.policy,
             last_activity=record.last_activity,
-            in_flight_since=activity.in_flight_since if activity else None,
+            # The newest: while one of them is younger than maxInFlight, work is going on.
+            in_flight_since=max(activity.in_flight.values(), default=None) if activity else None,
             wake_wanted=bool(self.wake_wanted),
-            held_since=self._traffic.oldest_held_at() if self._traffic else None,
+            held_since=self._held_since(now),
             order=self._order,
             not_before=dict(self._not_before),
             keeper_alive=self._watch is not None,
@@ -282,13 +290,17 @@ class Actor:
             sample_seconds=min(5.0, max(0.1, (self.policy.suspend_after or 5.0) / 10)),
         )
 
+    def _held_since(self, now: float) -> float | None:
+        since = self._traffic.oldest_held_at() if self._traffic else None
+        return None if since is None else now - (time.monotonic() - since)
+
     def _sample(self, now: float) -> Activity | None:
         if self.record.phase != Phase.RUNNING or self._traffic is None:
             return None
         if self.policy.suspend_after is None and self._order is None:
             return None
         sample = self._traffic.sample()
-        self._activity = fold(self._activity, sample, now)
+        self._activity = fold(self._activity, sample, now, self.workload.ports)
         self.record.last_activity = max(self.record.last_activity, self._activity.last_activity)
         return self._activity
 
@@ -309,7 +321,7 @@ class Actor:
         finally:
             self.forget_keeper()
             if self._traffic and self.record.phase != Phase.ENDED:
-                await asyncio.shield(self._traffic.detach())
+                await asyncio.shield(self._traffic.close())
 
     async def _wait(self, until: float | None) -> None:
         seconds = None if until is None else max(0.0, until - time.time())

@@ -30,16 +30,20 @@ class KeeperError(ExternalError):
 
 
 class KeeperState(msgspec.Struct):
-    """`state.json` and the answer to `state`; `cgroups` maps controller to folder, {"": folder} on cgroup v2."""
+    """`state.json`, which the keeper rewrites at each change; `cgroups` maps controller to folder, {"": folder} on cgroup v2."""
 
     state: str
     container: str
     keeper_pid: int
     init_pid: int = 0
     init_start: int = 0
+    started: bool = False
+    paused: bool = False
     bundle: str = ""
+    runc: str = "runc"
     runc_root: str = ""
     runc_globals: list[str] = []
+    postdump: list[str] = []
     cgroups: dict[str, str] = {}
     pod_uid: str = ""
     name: str = ""
@@ -104,7 +108,13 @@ class Keeper:
         raise KeeperError(container=self.container, verb=verb, cause=cause, reply=reply)
 
     async def state(self) -> KeeperState:
-        return msgspec.convert(await self._ask("state", FREEZE_SECONDS), KeeperState)
+        """What it is now, from a keeper that answers. Raises KeeperGoneError for one that does not."""
+        reply = await self._ask("state", FREEZE_SECONDS)
+        known = self.last_state()
+        if known is None:
+            raise KeeperGoneError(container=self.container, cause="its state.json is gone")
+        known.state, known.init_pid = reply["state"], reply["init_pid"]
+        return known
 
     async def freeze(self) -> None:
         await self._ask("freeze", FREEZE_SECONDS, deadline_seconds=FREEZE_SECONDS)

@@ -103,11 +103,11 @@ async def _dump_orphan(actor: Actor, stage: Stage, state: KeeperState) -> None:
     await actor.traffic.hold(record.pod.held_ports)
     epoch = record.epoch + 1
     staging = await asyncio.to_thread(store.stage, record.id, epoch, processes.resident_bytes(pids))
-    actor.parking = Parking(actor, stage, staging)
+    parking = actor.parking = Parking(actor, stage, staging, state.init_pid)
     stage.step("dump", epoch=epoch)
     try:
         runner = orphan.Dump(state, actor.services.config, actor.record.pod.container)
-        await dump(actor, staging, runner.run)
+        await dump(actor, parking, runner.run)
     except BaseException:
         await asyncio.shield(asyncio.to_thread(store.discard, staging))
         raise
@@ -155,7 +155,7 @@ async def end(actor: Actor, stage: Stage) -> None:
     await services.pods.remove_pod(record.pod)
     stage.step("clean")
     if actor.has_traffic:
-        await actor.traffic.close()
+        await actor.close_traffic()
     await retire(actor)
     await asyncio.to_thread(actor.remove_work)
     record.enter(Phase.ENDED, time.time())

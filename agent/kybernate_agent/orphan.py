@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import time
 from collections.abc import Mapping
@@ -52,11 +53,10 @@ class Dump:
     async def run(self, images: Path, work: Path, conf: str, seconds: float) -> dict[str, Any]:
         """As Keeper.dump. Raises KeeperError, DeadlineError."""
         folder = self._config.run / "keepers" / self._container
-        script = folder / "post-dump"
-        await asyncio.to_thread(self._write, folder, script, conf)
-        launcher = Path(self._config.prefix) / "bin" / "kybernate-runc"
+        await asyncio.to_thread(self._write, folder, images, conf, time.monotonic() + seconds)
         process = await asyncio.create_subprocess_exec(
-            launcher, "--next", *self._state.runc_globals, "checkpoint", "--image-path", images, "--work-path", work, self._container,
+            self._state.runc, "--root", self._state.runc_root, "checkpoint",
+            "--image-path", images, "--work-path", work, self._container,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
         )  # fmt: skip
@@ -68,22 +68,16 @@ class Dump:
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
             if isinstance(error, TimeoutError):
-                raise DeadlineError(
-                    f"the dump of container {self._container} took longer than {seconds:g} s"
-                ) from error
+                raise DeadlineError(f"the dump of container {self._container} took longer than {seconds:g} s") from error
             raise
         if process.returncode:
-            raise KeeperError(
-                container=self._container, verb="dump", cause=stderr.decode(errors="replace").strip()[-2000:]
-            )
+            said = stderr.decode(errors="replace").strip()[-2000:]
+            raise KeeperError(container=self._container, verb="dump", cause=said)
         return {"ok": True}
 
-    def _write(self, folder: Path, script: Path, conf: str) -> None:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        lib = Path(self._config.prefix) / "lib" / "postdump.py"
-        script.write_text(
-            '#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0\n'
-            f"exec python3 -IS {lib} {self._config.run} {self._container}\n"
-        )
-        script.chmod(0o700)
-        (folder / "criu.conf").write_text(f"{conf}action-script {script}\n")
+    def _write(self, folder: Path, images: Path, conf: str, until: float) -> None:
+        """CRIU's options and the script that asks this agent, as the keeper writes them."""
+        script = folder / "post-dump"
+        ask = [*self._state.postdump, self._container, str(images), str(until)]
+        script.write_text(f'#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0\nexec {shlex.join(ask)}\n')
+        (folder / "criu.conf").write_text(f'{conf}action-script "sh {script}"\n')

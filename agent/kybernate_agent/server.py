@@ -66,7 +66,7 @@ def instance_message(actor: Actor) -> pb.Instance:
         pid=facts["pid"],
         ip=record.pod.ip,
         uid=record.pod.uid,
-        image=actor.workload.spec.template.spec.containers[0].image,
+        image=actor.workload.container.image,
     )
     if record.last_wake_from:
         message.last_wake_seconds = record.last_wake_seconds

@@ -20,3 +20,4 @@ class Services:
     changed: Callable[[str], None]  # an instance has news
     criu_version: str
     runc_version: str
+    sys_resource: bool  # CRIU may dump processes that are not root's

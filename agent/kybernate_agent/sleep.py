@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from kybernate import criu
 from kybernate.errors import ExternalError, KybernateError, RefusedError
 from kybernate.store import Staging
 from kybernate_agent import processes
 from kybernate_agent.instance import Condition, Phase, Verb
-from kybernate_agent.keepers import KeeperError
+from kybernate_agent.keepers import KeeperError, KeeperState
 from kybernate_agent.stage import AbortedError, Stage
 from kybernate_agent.traffic import own_ports
 
@@ -29,6 +32,9 @@ RETRY_SECONDS = 1.0
 RETRY_MOST_SECONDS = 300.0
 
 
+Dump = Callable[[Path, Path, str, float], Awaitable[Any]]
+
+
 class DumpFailedError(ExternalError):
     """{instance}: {cause}. {remedy}"""
 
@@ -37,8 +43,9 @@ async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
     """Freeze the container in place. Raises AbortedError where work turned out to be going on."""
     keeper, traffic, record = actor.keeper, actor.traffic, actor.record
     state = await keeper.state()
-    if state.state != "running":
-        raise AbortedError(f"{record.id}: its container is {state.state}")
+    if state.state != "running" or state.paused:
+        actor.back_off(Verb.SUSPEND, RETRY_SECONDS)
+        raise AbortedError(f"{record.id}: its container is {'paused' if state.paused else state.state}")
     pids = processes.pids_of(state.cgroups)
     if not ordered:
         _refuse_busy(actor, pids, state.init_pid)
@@ -65,24 +72,35 @@ async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
 
 
 def _refuse_busy(actor: Actor, pids: list[int], init_pid: int) -> None:
-    if criu.exec_sessions(pids, init_pid):
+    try:
+        criu.refuse_exec_sessions(actor.record.id, pids, init_pid)
+    except criu.ExecSessionError as error:
         actor.back_off(Verb.SUSPEND, RETRY_SECONDS)
-        raise AbortedError(f"{actor.record.id}: an exec session is open")
+        raise AbortedError(f"{actor.record.id}: an exec session is open") from error
 
 
 class Parking:
     """One park under way; the post-dump script finds it by its images and commits through it."""
 
-    def __init__(self, actor: Actor, stage: Stage, staging: Staging) -> None:
+    def __init__(self, actor: Actor, stage: Stage, staging: Staging, init_pid: int) -> None:
         self.actor = actor
         self.stage = stage
         self.staging = staging
+        self.init_pid = init_pid
+        self.empty_tmpfs: list[str] = []
         self.committed = False
+
+    async def conf(self) -> str:
+        """CRIU's options for this dump; to be asked when nothing in the container runs."""
+        self.empty_tmpfs = await asyncio.to_thread(criu.empty_tmpfs, self.init_pid)
+        return criu.dump_conf(empty_tmpfs=self.empty_tmpfs)
 
     async def commit(self) -> None:
         """Called while the processes are dumped and still there. Raises to veto."""
         actor = self.actor
         self.stage.step("commit", epoch=self.staging.epoch)
+        if not await asyncio.to_thread(criu.still_empty, self.init_pid, self.empty_tmpfs):
+            raise RefusedError(f"{actor.record.id}: something wrote to a tmpfs that was empty when the dump began")
         await asyncio.to_thread(criu.drop_empty_tmpfs, self.staging.images)
         manifest = await asyncio.to_thread(actor.services.store.commit, self.staging, _made(actor))
         actor.record.stored_bytes = manifest.size_bytes
@@ -101,7 +119,7 @@ def _made(actor: Actor) -> dict[str, Any]:
         "workload": record.workload,
         "container": record.pod.container,
         "pod_uid": record.pod.uid,
-        "image": actor.workload.spec.template.spec.containers[0].image,
+        "image": actor.workload.container.image,
         "ports": record.pod.held_ports,
     }
 
@@ -113,19 +131,19 @@ async def park(actor: Actor, stage: Stage) -> None:
     if state.state == "running":
         raise AbortedError(f"{record.id}: it is awake")
     pids = processes.pids_of(state.cgroups)
-    await asyncio.to_thread(criu.refuse_unsuitable, pids, state.init_pid, services.config.criu.assume_sys_resource)
+    await asyncio.to_thread(refuse_unsuitable, actor, state, pids)
     stage.step("stage", epoch=record.epoch + 1)
     epoch = record.epoch + 1
     needed = processes.resident_bytes(pids)
     staging = await asyncio.to_thread(services.store.stage, record.id, epoch, needed)
     # An epoch is used once, also when its dump comes to nothing.
     record.epoch = epoch
-    actor.parking = Parking(actor, stage, staging)
+    actor.parking = Parking(actor, stage, staging, state.init_pid)
     try:
         stage.step("hold", epoch=epoch)
         await actor.traffic.hold(record.pod.held_ports)
         stage.step("dump", epoch=epoch)
-        await dump(actor, staging, actor.keeper.dump)
+        await dump(actor, actor.parking, actor.keeper.dump)
     except BaseException:
         await asyncio.shield(_undo(actor, staging))
         raise
@@ -137,13 +155,31 @@ async def park(actor: Actor, stage: Stage) -> None:
     await retire(actor, keep=epoch)
 
 
-async def dump(actor: Actor, staging: Staging, run: Any) -> None:
-    """Have `run` dump into `staging`. Raises DumpFailedError with the cause out of CRIU's log, StaleError."""
+def refuse_unsuitable(actor: Actor, state: KeeperState, pids: list[int]) -> None:
+    """Raises the leaf of criu.UnsuitableError that says why CRIU could not bring these processes back."""
     services = actor.services
+    criu.refuse_unsuitable(
+        actor.record.id,
+        pids,
+        init=state.init_pid,
+        destinations=mount_points(Path(state.bundle)),
+        sys_resource=services.sys_resource,
+        allow_other_users=services.config.criu.assume_sys_resource,
+    )
+
+
+def mount_points(bundle: Path) -> list[str]:
+    """Where the container's config.json mounts something. Raises OSError, msgspec.MsgspecError."""
+    config = msgspec.json.decode((bundle / "config.json").read_bytes(), type=dict[str, Any])
+    return [str(mount["destination"]) for mount in config.get("mounts", [])]
+
+
+async def dump(actor: Actor, parking: Parking, run: Dump) -> None:
+    """Have `run` dump into the staging. Raises DumpFailedError with the cause out of CRIU's log, DeadlineError."""
     work = actor.work_folder("dump")
-    conf = criu.dump_conf()
+    conf = await parking.conf()
     try:
-        await run(staging.images, work, conf, services.config.criu.dump_deadline_seconds)
+        await run(parking.staging.images, work, conf, actor.services.config.criu.dump_deadline_seconds)
     except KeeperError as error:
         cause = await asyncio.to_thread(criu.explain, work / "dump.log", str(error))
         raise DumpFailedError(
@@ -153,7 +189,7 @@ async def dump(actor: Actor, staging: Staging, run: Any) -> None:
             code=cause.code,
             transient=cause.transient,
         ) from error
-    if actor.parking is None or not actor.parking.committed:
+    if not parking.committed:
         raise ExternalError(f"{actor.record.id}: the dump ended without a commit")
 
 
