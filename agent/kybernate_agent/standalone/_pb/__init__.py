@@ -1,0 +1,1 @@
+"""Generated from cri.proto by `python -m kybernate_agent.standalone.generate`; not edited by hand."""
