@@ -1,0 +1,253 @@
+"""Falling asleep and waking: freeze, thaw, dump, restore.
+
+freeze   every process stops where it is; memory stays.
+dump     runc checkpoint -> CRIU writes the images -> its post-dump script asks the agent -> only after "committed" do
+         the processes end. Whatever fails before that leaves the container as it was: frozen if frozen, running if
+         running.
+restore  runc restore; the new init becomes the keeper's child (it is a subreaper).
+
+runc destroys a container's cgroup, runs its poststop hooks and stops its systemd scope when a checkpoint ends it. The
+container is not over, so `runc checkpoint` is given a copy of runc's own state in a root of the keeper's, whose cgroup
+is a decoy and whose hooks are empty; CRIU is told the real freezer by `freeze-cgroup`. The cgroup with its limits,
+counters and watchers is never touched, and nobody retries to remove it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from kybernate_shim import cgroup, process
+from kybernate_shim import record as states
+from kybernate_shim.loop import Refused, Wait
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from kybernate_shim.keeper import Keeper
+    from kybernate_shim.loop import Step
+    from kybernate_shim.wire import Message
+
+    Ran = Generator[Wait, bool, tuple[int, str]]
+
+UNDO_SECONDS = 5.0
+REAP_SECONDS = 10.0
+POSTDUMP_RESERVE_SECONDS = 2.0
+
+
+def freeze(keeper: Keeper, request: Message) -> Step:
+    """running -> frozen. On a deadline it runs on."""
+    record = keeper.record
+    if record.state != states.FROZEN:
+        require(keeper, states.RUNNING)
+        yield from _stop(keeper, deadline(request, 10))
+        record.enter(states.FROZEN)
+    return keeper.ok()
+
+
+def thaw(keeper: Keeper, request: Message) -> Step:
+    """frozen -> running."""
+    record = keeper.record
+    if record.state != states.RUNNING:
+        require(keeper, states.FROZEN)
+        yield from _settle(keeper, False, deadline(request, 10))
+        record.enter(states.RUNNING)
+    return keeper.ok()
+
+
+def dump(keeper: Keeper, request: Message) -> Step:
+    """running or frozen -> parked; after any failure as it was before."""
+    record = keeper.record
+    require(keeper, states.RUNNING, states.FROZEN)
+    was, until = record.state, deadline(request, 120)
+    images, work = request["images"], request["work"]
+    record.enter(states.DUMPING)
+    try:
+        yield from _stop(keeper, until)
+        root = _root_for_dump(record)
+        _write_conf(record, request["conf"])
+        argv = [record.runc, "--root", root, "--log", f"{work}/runc.log", "checkpoint"]
+        argv += ["--image-path", images, "--work-path", work, record.container]
+        for_script = {
+            "KYBERNATE_CONTAINER": record.container,
+            "KYBERNATE_IMAGES": images,
+            "KYBERNATE_UNTIL": str(until - POSTDUMP_RESERVE_SECONDS),
+        }
+        yield from _run(keeper, argv, until, "dump_failed", f"{work}/dump.log", env=for_script)
+        yield from _ended(keeper)
+    except (Refused, OSError, ValueError) as error:
+        if keeper.init_status is None:
+            yield from _undo_dump(keeper, was)
+            raise error if isinstance(error, Refused) else Refused("dump_failed", f"cannot prepare: {error}") from error
+        if not os.path.exists(record.path("committed")):
+            keeper.leave(keeper.init_status)
+        yield from clear(keeper, time.monotonic() + UNDO_SECONDS)  # committed, and its init is gone: it is parked
+    cgroup.switch(record.cgroups, False)
+    states.remove_tree(f"{record.runc_root}/{record.container}")
+    states.remove_tree(root)
+    keeper.init_status, record.init_pid, record.init_start = None, 0, 0
+    record.enter(states.PARKED)
+    return keeper.ok()
+
+
+def restore(keeper: Keeper, request: Message) -> Step:
+    """parked, or started and awaiting-restore -> running; after any failure as it was before."""
+    record = keeper.record
+    require(keeper, states.PARKED, states.AWAITING)
+    if not record.started:
+        raise Refused("wrong_state", "containerd has not started the container yet")
+    was, until = record.state, deadline(request, 120)
+    work, pid_file = request["work"], record.path("init.pid")
+    record.enter(states.RESTORING)
+    try:
+        states.replace(record.path("criu.conf"), request["conf"])
+        systemd = [word for word in record.runc_globals if word == "--systemd-cgroup"]
+        argv = [record.runc, "--root", record.runc_root, "--log", f"{work}/runc.log", *systemd, "restore", "--detach"]
+        argv += ["--manage-cgroups-mode", "ignore", "--image-path", request["images"], "--work-path", work]
+        argv += ["--bundle", record.bundle, "--pid-file", pid_file]
+        argv += [word for word in record.create_options if word == "--no-pivot"]
+        yield from _run(keeper, [*argv, record.container], until, "restore_failed", f"{work}/restore.log")
+        init = int(cgroup.read(pid_file))
+    except (Refused, OSError, ValueError) as error:
+        yield from _undo_restore(keeper, was)
+        raise error if isinstance(error, Refused) else Refused("restore_failed", str(error)) from error
+    record.init_pid, record.init_start = init, states.start_time(init)
+    if init in keeper.loop.exits:
+        keeper.leave(keeper.loop.exits[init])  # it ended before we knew which one it was
+    record.cgroups = cgroup.of_process(init)
+    record.enter(states.RUNNING)
+    return keeper.ok()
+
+
+def require(keeper: Keeper, *wanted: str) -> None:
+    record = keeper.record
+    if record.state not in wanted:
+        raise Refused("wrong_state", f"{record.container} is {record.state}, not {' or '.join(wanted)}")
+    if record.paused:
+        raise Refused("wrong_state", f"{record.container} is paused by containerd")
+
+
+def deadline(request: Message, seconds: float) -> float:
+    return time.monotonic() + float(request.get("deadline_seconds", seconds))
+
+
+def clear(keeper: Keeper, until: float) -> Generator[Wait, bool, bool]:
+    """Kill every process in the container's cgroup, frozen or not. True when none is left."""
+    table, pause = keeper.record.cgroups, 0.001
+    while True:
+        left = [pid for pid in cgroup.processes(table) if pid != os.getpid()]
+        for pid in left:
+            process.kill(pid)
+        cgroup.switch(table, False)
+        if not left or time.monotonic() >= until:
+            return not left
+        yield Wait(time.monotonic() + pause)
+        pause = min(pause * 2, 0.05)
+
+
+def _stop(keeper: Keeper, until: float) -> Generator[Wait, bool, None]:
+    """Freeze; on a deadline thaw again."""
+    frozen = False
+    try:
+        yield from _settle(keeper, True, until)
+        frozen = True
+    finally:
+        if not frozen:
+            cgroup.switch(keeper.record.cgroups, False)
+
+
+def _settle(keeper: Keeper, frozen: bool, until: float) -> Generator[Wait, bool, None]:
+    """Write the switch and wait until the kernel has done it: an event on v2, reading again on v1."""
+    table, pause = keeper.record.cgroups, 0.0005
+    cgroup.switch(table, frozen)
+    events = cgroup.open_events(table)
+    try:
+        while not cgroup.settled(table, frozen, events):
+            now = time.monotonic()
+            if now >= until:
+                raise Refused("deadline", f"the cgroup did not become {'frozen' if frozen else 'thawed'} in time")
+            if events is None:
+                yield Wait(min(now + pause, until))
+                cgroup.switch(table, frozen)  # v1 leaves a group FREEZING until it is asked again
+                pause = min(pause * 2, 0.02)
+            else:
+                yield Wait(until, fd=events)
+    finally:
+        if events is not None:
+            os.close(events)
+
+
+def _run(
+    keeper: Keeper, argv: list[str], until: float, failure: str, log: str, *, env: dict[str, str] | None = None
+) -> Generator[Wait, bool, None]:
+    """Run runc to its end. Raises Refused with `failure`, or with deadline after its whole group was killed."""
+    stderr, container_stdio = keeper.record.path("stderr"), env is None
+    pid = keeper.helper = process.spawn(argv, None if container_stdio else stderr, env)
+    in_time = yield Wait(until, child=pid)
+    if not in_time:
+        yield from _kill_helper(pid)
+    keeper.helper = 0
+    words = process.tail(argv[argv.index("--log") + 1]) if container_stdio else process.tail(stderr)
+    if not in_time:
+        raise Refused("deadline", f"{argv[0]} did not end in time and was killed", log=log, stderr=words)
+    code = os.waitstatus_to_exitcode(keeper.loop.exits[pid])
+    if code != 0:
+        raise Refused(failure, f"{argv[0]} ended with {code}", log=log, stderr=words)
+
+
+def _kill_helper(pid: int) -> Generator[Wait, bool, None]:
+    """End runc, CRIU and their scripts; CRIU has let go of the application once it is gone."""
+    end = time.monotonic() + UNDO_SECONDS
+    while process.kill_group(pid) and time.monotonic() < end:
+        yield Wait(time.monotonic() + 0.005)
+
+
+def _ended(keeper: Keeper) -> Generator[Wait, bool, None]:
+    """After a dump: CRIU has killed the init; wait until it is reaped."""
+    init = keeper.record.init_pid
+    if keeper.init_status is None and not (yield Wait(time.monotonic() + REAP_SECONDS, child=init)):
+        raise Refused("dump_failed", f"CRIU reported success, but process {init} lives")
+
+
+def _undo_dump(keeper: Keeper, was: str) -> Generator[Wait, bool, None]:
+    """As it was. A killed CRIU leaves its parasites to cure themselves, for which they have to run: thaw first."""
+    record = keeper.record
+    states.remove_tree(record.path("runc"))
+    yield from _settle(keeper, False, time.monotonic() + UNDO_SECONDS)
+    if was == states.FROZEN:
+        yield from _settle(keeper, True, time.monotonic() + UNDO_SECONDS)
+    record.enter(was)
+
+
+def _undo_restore(keeper: Keeper, was: str) -> Generator[Wait, bool, None]:
+    """Nothing half restored stays: processes, runc's state. runc removes the cgroup when it fails; make it again."""
+    record = keeper.record
+    yield from clear(keeper, time.monotonic() + UNDO_SECONDS)
+    states.remove_tree(f"{record.runc_root}/{record.container}")
+    cgroup.make(record.cgroups)
+    record.enter(was)
+
+
+def _root_for_dump(record: states.Record) -> str:
+    """A copy of runc's state whose end does not end the container; returns its --root."""
+    state = json.loads(cgroup.read(f"{record.runc_root}/{record.container}/state.json"))
+    decoy = f"{cgroup.own()['']}/dump-{record.container}" if not cgroup.is_v1(record.cgroups) else ""
+    state["cgroup_paths"] = {"": decoy} if decoy else {}
+    config = state["config"]
+    config["cgroups"].update({"systemd": False, "path": f"/{cgroup.OWN}/dump-{record.container}"})
+    config["Hooks"] = None
+    root = record.path("runc")
+    states.remove_tree(root)
+    os.makedirs(f"{root}/{record.container}", 0o700)
+    states.replace(f"{root}/{record.container}/state.json", json.dumps(state))
+    return root
+
+
+def _write_conf(record: states.Record, conf: str) -> None:
+    """CRIU's options of this dump. The script lies in PREFIX: /run is often mounted noexec."""
+    if os.path.exists(record.path("committed")):
+        os.unlink(record.path("committed"))
+    lines = [conf.rstrip("\n"), f"freeze-cgroup {cgroup.freezer(record.cgroups)}", f"action-script {record.postdump}"]
+    states.replace(record.path("criu.conf"), "\n".join(lines) + "\n")
