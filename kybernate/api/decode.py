@@ -23,6 +23,8 @@ from kybernate.api.quantity import Duration, Quantity
 NULL = "tag:yaml.org,2002:null"
 MERGE = "tag:yaml.org,2002:merge"
 _WORDS = {"str": "text", "int": "a whole number", "bool": "true or false", "float": "a number", "null": "nothing"}
+_CONSTRAINTS = ("ge", "le", "pattern", "min_length", "max_length")
+_NOTES = (*_CONSTRAINTS, "extra")
 _CONSTRUCTOR = yaml.constructor.SafeConstructor()
 
 
@@ -131,7 +133,7 @@ def _unwrap(kind: Any) -> tuple[Any, dict[str, Any]]:
         if get_origin(kind) is Annotated:
             kind, *notes = get_args(kind)
             for note in notes:
-                meta |= {name: value for name, value, *_ in note.__rich_repr__() if value is not None}
+                meta |= {name: value for name in _NOTES if (value := getattr(note, name)) is not None}
         elif get_origin(kind) in (Union, types.UnionType):
             (kind,) = (option for option in get_args(kind) if option is not type(None))
         else:
@@ -165,7 +167,7 @@ def _checked(value: Any, kind: Any, meta: dict[str, Any], node: yaml.ScalarNode)
     if type(value) is not kind:
         quote_it = "; put it in quotes" if kind is str and value is not None else ""
         raise ValueError(f"expected {expected or _WORDS[kind.__name__]}, got {_what(node)}{quote_it}")
-    constraints = {name: meta[name] for name in ("ge", "le", "pattern", "min_length", "max_length") if name in meta}
+    constraints = {name: meta[name] for name in _CONSTRAINTS if name in meta}
     try:
         return msgspec.convert(value, Annotated[kind, msgspec.Meta(**constraints)])
     except msgspec.ValidationError:

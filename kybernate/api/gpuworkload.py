@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+import msgspec
+
 from kybernate.api.kind import NOT_YET, Fields, Label, Port, says
 from kybernate.api.pod import Container, ObjectMeta, PodTemplateSpec
 from kybernate.api.quantity import Duration
@@ -15,6 +17,12 @@ from kybernate.api.quantity import Duration
 
 def _later(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, NOT_YET)
+
+
+def _seconds(number: float) -> Duration:
+    """A default; by a factory, because msgspec can make no schema of a default that it cannot encode itself."""
+    default: Duration = msgspec.field(default_factory=lambda: Duration(number))
+    return default
 
 
 class Idle(Fields, frozen=True, kw_only=True):
@@ -31,10 +39,10 @@ class Idle(Fields, frozen=True, kw_only=True):
     ] = None
     drain_timeout: Annotated[
         Duration, says("How long a request in flight may hold back a suspend that a person orders. Going idle waits.")
-    ] = Duration(30)
+    ] = _seconds(30)
     max_in_flight: Annotated[
         Duration, says("A request whose answer has not begun counts as in flight so long, however silent.")
-    ] = Duration(600)
+    ] = _seconds(600)
     ports: Annotated[
         tuple[Port, ...] | None,
         says("TCP ports whose callers wake the instance; absent: the template's containerPorts."),
@@ -46,7 +54,7 @@ class Wake(Fields, frozen=True, kw_only=True):
 
     refused: ClassVar = _later("targetInFlight", "schedule")
 
-    timeout: Annotated[Duration, says("A call that waited so long for a wake is reset.")] = Duration(120)
+    timeout: Annotated[Duration, says("A call that waited so long for a wake is reset.")] = _seconds(120)
     on_exec: Annotated[bool, says("`exec` wakes; false: it is refused while the instance sleeps.")] = True
 
 
@@ -62,8 +70,8 @@ class GpuWorkloadSpec(Fields, frozen=True, kw_only=True):
     containers: Annotated[
         tuple[Label, ...] | None, says("The container that sleeps; absent: the template's only one.")
     ] = None
-    idle: Annotated[Idle, says("When it goes to sleep.")] = Idle()
-    wake: Annotated[Wake, says("How it comes back.")] = Wake()
+    idle: Annotated[Idle, says("When it goes to sleep.")] = msgspec.field(default_factory=Idle)
+    wake: Annotated[Wake, says("How it comes back.")] = msgspec.field(default_factory=Wake)
     on_terminate: Annotated[
         Literal["Drop", "Wake"], says("Drop: a sleeping instance that is deleted ends without waking. Only Drop yet.")
     ] = "Drop"

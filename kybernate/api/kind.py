@@ -51,3 +51,6 @@ ShortLabel = Annotated[str, _dns_label(57)]
 Port = Annotated[int, Meta(ge=1, le=65535, extra={"expected": "a port, 1 to 65535"})]
 
 AbsolutePath = Annotated[str, Meta(pattern="^/", extra={"expected": "a path that begins with /"})]
+
+UserId = Annotated[int, Meta(ge=0, le=2**31 - 1, extra={"expected": "an id of 0 or more"})]
+"""Of a user or a group; Kubernetes' own range."""

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from kybernate.api.kind import NOT_YET, WITHOUT_CLUSTER, AbsolutePath, Fields, Label, Port, ShortLabel, says
+from kybernate.api.kind import NOT_YET, WITHOUT_CLUSTER, AbsolutePath, Fields, Label, Port, ShortLabel, UserId, says
 from kybernate.api.quantity import Quantity
 
 
@@ -76,8 +76,8 @@ class SecurityContext(Fields, frozen=True, kw_only=True):
         "seLinuxOptions seccompProfile windowsOptions"
     )
 
-    run_as_user: Annotated[int | None, says("User id; absent: the image's.", ge=0)] = None
-    run_as_group: Annotated[int | None, says("Group id; absent: the image's.", ge=0)] = None
+    run_as_user: Annotated[UserId | None, says("User id; absent: the image's.")] = None
+    run_as_group: Annotated[UserId | None, says("Group id; absent: the image's.")] = None
 
 
 _PROBE = f"probes are {WITHOUT_CLUSTER}"
