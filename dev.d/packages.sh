@@ -1,0 +1,167 @@
+# Packages of the distribution: only what is missing or too old, listed before it is installed, and no service started.
+# shellcheck shell=sh
+
+POLICY=/usr/sbin/policy-rc.d
+POLICY_MARK='# kybernate: packages are being installed by process'
+
+# A line for each thing that is missing or too old: package, lowest version (or -), of the sets in "$@".
+missing() {
+    for set in "$@"; do
+        "missing_$set"
+    done
+}
+
+need() { # need PACKAGE VERSION TEST...: the test says whether it is there
+    package=$1 version=$2
+    shift 2
+    "$@" >/dev/null 2>&1 || echo "$package $version"
+}
+
+program() { at_least "$(version_of "$1")" "$2"; }
+
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+cni_plugins() { [ -x /usr/lib/cni/bridge ] || [ -x /opt/cni/bin/bridge ]; }
+
+missing_python() {
+    need ca-certificates - test -s /etc/ssl/certs/ca-certificates.crt
+    need python3 3.11 program /usr/bin/python3 3.11
+    need python3-venv - /usr/bin/python3 -c 'import ensurepip, venv'
+}
+
+# What runs containers and lets them sleep. The last ones are what the images of demo and tests are made of.
+missing_node() {
+    need criu 4.2 program criu 4.2
+    need runc 1.1 program runc 1.1
+    need containerd 1.7 program containerd 1.7
+    need containernetworking-plugins - cni_plugins
+    need iptables - has iptables
+    need iproute2 - has ip
+    need procps - has ps
+    need util-linux - has nsenter
+    need busybox-static - installed busybox-static
+    need libstdc++6 - installed libstdc++6
+}
+
+# A small library that tests preload is compiled from C.
+missing_tests() {
+    need gcc - has gcc
+    need libc6-dev - test -e /usr/include/stdio.h
+}
+
+# See to the sets in "$@" (python, node, tests).
+setup_packages() {
+    wanted=$(missing "$@")
+    if [ -z "$wanted" ]; then
+        say "packages: nothing to install"
+        return
+    fi
+    has apt-get || die "missing: $(echo "$wanted" | tr '\n' ';') and this machine has no apt-get; install them by hand"
+    say "missing or too old: $(echo "$wanted" | sed 's/ -$//; s/ \([0-9]\)/ >= \1/' | paste -sd, | sed 's/,/, /g')"
+    apt_update
+    if ! choice=$(choose "$wanted"); then
+        add_newer
+        choice=$(choose "$wanted") || die "no package archive of this machine has it new enough:$choice"
+    fi
+    # shellcheck disable=SC2086 # a list of words
+    apt_install $choice
+    wanted=$(missing "$@")
+    [ -z "$wanted" ] || die "still missing or too old after the installation: $wanted"
+}
+
+# For each needed package the first suite that has it new enough: `name`, or `name/suite`. Where there is none it fails
+# and names only what no suite has.
+choose() {
+    chosen='' without=''
+    while read -r package version; do
+        candidate=$(apt-cache policy "$package" | awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }')
+        if [ "$version" = - ] || at_least "${candidate#*:}" "$version"; then
+            chosen="$chosen $package"
+        elif found=$(in_newer "$package" "$version"); then
+            chosen="$chosen $found"
+        else
+            without="$without $package"
+        fi
+    done <<END
+$1
+END
+    echo "${without:-$chosen}"
+    [ -z "$without" ]
+}
+
+in_newer() {
+    for suite in $(newer_suites "$(own_suite)"); do
+        found=$(apt-cache madison "$1" | awk -F ' *[|] *' -v suite=" $suite/main " 'index($3, suite) { print $2; exit }')
+        if at_least "${found#*:}" "$2"; then
+            echo "$1/$suite"
+            return
+        fi
+    done
+    return 1
+}
+
+apt() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -y --no-install-recommends \
+        -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold -o Dpkg::Use-Pty=0 "$@"
+}
+
+apt_update() {
+    say "reads the package lists"
+    quietly apt -qq update || say "some lists could not be read; goes on with those that could"
+}
+
+apt_install() {
+    plan=$(apt --simulate install "$@") || die "apt cannot install $*: $plan"
+    show_plan "$plan"
+    if printf '%s\n' "$plan" | grep -q '^Remv' && [ "${KYBERNATE_MAY_REMOVE:-}" != yes ]; then
+        die "this would remove packages, so nothing was done; KYBERNATE_MAY_REMOVE=yes ./dev setup allows it"
+    fi
+    had_containerd=no
+    ! installed containerd || had_containerd=yes
+    (
+        trap release_services EXIT
+        trap 'exit 130' INT
+        trap 'exit 143' TERM HUP
+        hold_services
+        quietly apt -qq install "$@"
+    ) || die "the installation failed"
+    if [ $had_containerd = no ] && installed containerd && has systemctl; then
+        say "leaves the service containerd off, at boot too"
+        quietly as_root systemctl disable containerd.service || say "systemctl could not switch it off at boot"
+    fi
+}
+
+show_plan() {
+    printf '%s\n' "$1" | awk '
+        $1 == "Inst" && $3 ~ /^\[/ { old = substr($3, 2, length($3) - 2); upgraded = upgraded "\n    " $2 " " old " -> " substr($4, 2) }
+        $1 == "Inst" && $3 ~ /^\(/ { added = added " " $2 }
+        $1 == "Remv" { removed = removed " " $2 }
+        END {
+            if (added) print "dev: installs:" added
+            if (upgraded) print "dev: upgrades:" upgraded
+            if (removed) print "dev: removes:" removed
+        }'
+}
+
+# invoke-rc.d asks policy-rc.d whether it may start a service; 101 is no. A policy that is there already is respected;
+# one that a killed setup left is taken over.
+hold_services() {
+    if [ -e "$POLICY" ] && ! ours; then
+        say "$POLICY is there already and decides which services start"
+        return
+    fi
+    printf '#!/bin/sh\n%s %s\nexit 101\n' "$POLICY_MARK" $$ | as_root tee "$POLICY" >/dev/null
+    as_root chmod 755 "$POLICY"
+}
+
+release_services() {
+    if grep -qs "$POLICY_MARK $$\$" "$POLICY"; then
+        as_root rm -f -- "$POLICY"
+    fi
+}
+
+# Whether the policy is of this setup, or of one that is no longer alive.
+ours() {
+    owner=$(sed -n "s/^$POLICY_MARK //p" "$POLICY")
+    [ -n "$owner" ] && { [ "$owner" = $$ ] || [ ! -d "/proc/$owner" ]; }
+}
