@@ -109,7 +109,7 @@ class Loop:
         waiting, self.queue = list(self.queue), deque()
         if self.step is not None:
             step, self.step = self.step, None
-            try:
+            try:  # noqa: SIM105
                 step.throw(Preempted())
             except (Preempted, StopIteration):
                 pass  # it has let go

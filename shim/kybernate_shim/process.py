@@ -38,7 +38,7 @@ def kill_group(pid: int) -> bool:
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     """A process that is gone already needs no signal."""
-    try:
+    try:  # noqa: SIM105  (contextlib would cost every keeper memory)
         os.kill(pid, number)
     except ProcessLookupError:
         pass

@@ -89,7 +89,7 @@ def remove_tree(path: str) -> None:
         for name in folders:
             at = f"{folder}/{name}"
             os.unlink(at) if os.path.islink(at) else os.rmdir(at)
-    try:
+    try:  # noqa: SIM105  (contextlib would cost every hook call)
         os.rmdir(path)
     except FileNotFoundError:
         pass

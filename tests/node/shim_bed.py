@@ -103,7 +103,11 @@ class Bed:
         )
         with open(root / "containerd.log", "wb") as log:
             self.daemon = subprocess.Popen(["containerd", "-c", config], stdout=log, stderr=log)
-        until(lambda: subprocess.run(self.ctr("version"), capture_output=True).returncode == 0, 30, "containerd")
+        until(
+            lambda: subprocess.run(self.ctr("version"), check=False, capture_output=True).returncode == 0,
+            30,
+            "containerd",
+        )
         self.agent = StandIn(self.run)
 
     def ctr(self, *words: str | Path) -> list[str | Path]:
@@ -141,34 +145,34 @@ class Container:
         options: tuple[str, ...] = (),
         notes: dict[str, str] | None = None,
         check: bool = True,
+        rootfs: Path | None = None,
+        command: tuple[str, ...] = (),
     ) -> None:
         self.bed, self.id = bed, f"t-{uuid.uuid4().hex[:12]}"
-        self.rootfs, self.log = bed.root / self.id, bed.root / f"{self.id}.log"
-        for folder in ("bin", "proc", "sys", "dev", "tmp", "etc"):
-            (self.rootfs / folder).mkdir(parents=True)
-        shutil.copy("/usr/bin/busybox", self.rootfs / "bin/busybox")
-        for name in ("sh", "sleep", "cat", "kill", "ps", "echo", "true", "false", "trap", "id"):
-            (self.rootfs / "bin" / name).symlink_to("busybox")
+        self.rootfs, self.log = rootfs or bed.root / self.id, bed.root / f"{self.id}.log"
+        if rootfs is None:
+            _fill(self.rootfs)
         notes = {**(MANAGED if managed else {}), **(notes or {})}
         annotated = [word for key, value in notes.items() for word in ("--annotation", f"{key}={value}")]
         self.ran = subprocess.run(
             bed.ctr(
-                "run", "--detach", "--rootfs", "--runc-binary", bed.launcher, "--runc-root", bed.root / "runc", "--log-uri", f"file://{self.log}",
-                *annotated, *options, self.rootfs, self.id, "/bin/sh", "-c", script,
+                "run", "--detach", "--rootfs", "--runc-binary", bed.launcher, "--runc-root", bed.root / "runc",
+                "--log-uri", f"file://{self.log}",
+                *annotated, *options, self.rootfs, self.id, *(command or ("/bin/sh", "-c", script)),
             ),
-            capture_output=True, text=True, timeout=100,
+            check=False, capture_output=True, text=True, timeout=100,
         )  # fmt: skip
         assert self.ran.returncode == 0 or not check, self.ran.stderr
         self.folder = bed.run / "keepers" / self.id
         self.images = bed.root / f"{self.id}.images"
 
     def ctr(self, *words: str, seconds: float = 30) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.bed.ctr(*words), capture_output=True, text=True, timeout=seconds)
+        return subprocess.run(self.bed.ctr(*words), check=False, capture_output=True, text=True, timeout=seconds)
 
     def runc(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
         """The launcher, called as containerd's shim does."""
         argv = [str(self.bed.launcher), "--root", f"{self.bed.root}/runc/default", *words]
-        return subprocess.run(argv, capture_output=True, text=True, timeout=30, **more)
+        return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=30, **more)
 
     def ask(self, verb: str, **more: Any) -> dict[str, Any]:
         return wire.ask(f"{self.folder}/sock", {"verb": verb, **more}, 60)
@@ -210,9 +214,10 @@ class Container:
         return ""
 
     def wait_exit(self) -> int:
-        """The exit code that containerd reports, once it has one."""
+        """The exit code that containerd reports, once it has one; the task is deleted then."""
         until(lambda: self.task() == "STOPPED", 20, f"{self.id} stopped")
-        return int(self.ctr("task", "delete", self.id).returncode)
+        said = self.ctr("task", "delete", self.id).stderr
+        return int(said.rsplit("code ", 1)[1].rstrip('"\n')) if "exit code" in said else 0
 
     def close(self) -> None:
         self.ctr("task", "kill", "--signal", "KILL", self.id)
@@ -222,6 +227,24 @@ class Container:
         self.ctr("container", "delete", self.id)
 
 
+def _fill(rootfs: Path) -> None:
+    """The smallest tree that a shell runs in."""
+    for folder in ("bin", "proc", "sys", "dev", "tmp", "etc"):
+        (rootfs / folder).mkdir(parents=True)
+    shutil.copy(shutil.which("busybox") or "/bin/busybox", rootfs / "bin/busybox")
+    for name in ("sh", "sleep", "cat", "kill", "ps", "echo", "true", "false", "id"):
+        (rootfs / "bin" / name).symlink_to("busybox")
+
+
 def groups_of(path: str) -> list[str]:
     """The cgroup folders that exist for a container's path."""
     return [folder for folder in cgroup.of_path(path).values() if os.path.isdir(folder)]
+
+
+def nothing_left(container: Container) -> None:
+    """No folder of ours, no link, no cgroup, nothing of runc's."""
+    assert not container.folder.exists()
+    links = [os.path.basename(os.readlink(link)) for link in (container.bed.run / "pids").iterdir()]
+    assert container.id not in links
+    assert groups_of(f"/default/{container.id}") == []
+    assert not (container.bed.root / "runc/default" / container.id).exists()
