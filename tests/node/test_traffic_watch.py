@@ -5,14 +5,12 @@ The frozen app is an echo server stopped by SIGSTOP, see FrozenServer.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 
 import pytest
-from traffic_lab import PORT, FrozenServer, Link, Wakes, client, connect, link, receive, send, until
-
 from kybernate_agent.traffic.pod import Mode, PodTraffic
+from traffic_lab import PORT, FrozenServer, Link, Wakes, client, connect, link, receive, send, until
 
 
 @pytest.fixture

@@ -110,12 +110,14 @@ def listen(netns: str, address: str = "::", port: int = PORT) -> socket.socket:
     return in_netns(netns, make)
 
 
-def client(netns: str, address: str, *, keepalive: bool = False) -> socket.socket:
+def client(netns: str, address: str, *, keepalive: bool = False, buffer_bytes: int = 0) -> socket.socket:
     """An unconnected socket inside `netns`; with `keepalive` it probes each second and gives up after three."""
 
     def make() -> socket.socket:
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
         sock.setblocking(False)
+        if buffer_bytes:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
         if keepalive:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
@@ -207,8 +209,7 @@ def reappear(netns: str, gone: Vanished) -> socket.socket:
 
     def make() -> socket.socket:
         sock = socket.socket(gone.family)
-        sock.setsockopt(tcp, TCP_REPAIR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(tcp, TCP_REPAIR, 1)  # also lets it bind beside its listener
         for queue, sequence in ((1, gone.receive_sequence), (2, gone.send_sequence)):
             sock.setsockopt(tcp, TCP_REPAIR_QUEUE, queue)
             sock.setsockopt(tcp, TCP_QUEUE_SEQ, struct.pack("=I", sequence))
@@ -241,7 +242,8 @@ asyncio.run(main())
 class FrozenServer:
     """An echo server in the pod that SIGSTOP stops: it stands in for an app in a frozen cgroup.
 
-    Unlike the freezer, SIGSTOP is seen by its parent; for the network both are the same: the kernel answers, nobody reads.
+    Unlike the freezer, SIGSTOP is seen by its parent; for the network both are the same: the kernel answers, nobody
+    reads.
     """
 
     def __init__(self, netns: str) -> None:

@@ -107,7 +107,7 @@ def _owes_answer(found: Socket, before: Socket | None, owed: bool) -> bool:
         return True
     if not found.received:
         # A connection that was restored counts from zero; what it owed before it still owes.
-        return owed and before is None and not found.sent
+        return owed and not found.sent
     if found.received_age_ms != found.sent_age_ms:
         return found.received_age_ms < found.sent_age_ms
     if not found.sent:
