@@ -110,8 +110,9 @@ write_config() {
 add_newer() {
     if [ "$(os_release ID)" = ubuntu ]; then
         say "adds the CRIU project's package archive, ppa:criu/ppa"
-        has add-apt-repository || apt_install software-properties-common
+        has add-apt-repository || apt_install - software-properties-common
         as_root add-apt-repository -y ppa:criu/ppa
+        apt_update
         return
     fi
     own=$(own_suite)

@@ -32,7 +32,7 @@ missing_python() {
 # What runs containers and lets them sleep. The last ones are what the images of demo and tests are made of.
 missing_node() {
     need criu 4.2 program criu 4.2
-    need runc 1.1 program runc 1.1
+    need runc 1.1.12 program runc 1.1.12
     need containerd 1.7 program containerd 1.7
     need containernetworking-plugins - cni_plugins
     need iptables - has iptables
@@ -61,31 +61,30 @@ setup_packages() {
     apt_update
     if ! choice=$(choose "$wanted"); then
         add_newer
-        choice=$(choose "$wanted") || die "no package archive of this machine has it new enough:$choice"
+        choice=$(choose "$wanted") || die "no package archive of this machine has it new enough: $choice"
     fi
-    # shellcheck disable=SC2086 # a list of words
-    apt_install $choice
+    install_chosen "$choice"
     wanted=$(missing "$@")
     [ -z "$wanted" ] || die "still missing or too old after the installation: $wanted"
 }
 
-# For each needed package the first suite that has it new enough: `name`, or `name/suite`. Where there is none it fails
-# and names only what no suite has.
+# For each needed package a line with the first suite that has it new enough (- is the machine's own) and its name.
+# Where there is none it fails, and the lines name only what no suite has.
 choose() {
     chosen='' without=''
     while read -r package version; do
         candidate=$(apt-cache policy "$package" | awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }')
         if [ "$version" = - ] || at_least "${candidate#*:}" "$version"; then
-            chosen="$chosen $package"
-        elif found=$(in_newer "$package" "$version"); then
-            chosen="$chosen $found"
+            chosen="$chosen- $package\n"
+        elif suite=$(in_newer "$package" "$version"); then
+            chosen="$chosen$suite $package\n"
         else
-            without="$without $package"
+            without="$without$package "
         fi
     done <<END
 $1
 END
-    echo "${without:-$chosen}"
+    printf '%b' "${without:-$chosen}"
     [ -z "$without" ]
 }
 
@@ -93,28 +92,63 @@ in_newer() {
     for suite in $(newer_suites "$(own_suite)"); do
         found=$(apt-cache madison "$1" | awk -F ' *[|] *' -v suite=" $suite/main " 'index($3, suite) { print $2; exit }')
         if at_least "${found#*:}" "$2"; then
-            echo "$1/$suite"
+            echo "$suite"
             return
         fi
     done
     return 1
 }
 
+# The machine's own suite first, then the newest: what that brings (libc6) serves the ones between. In one go apt finds
+# no way. What the own suite has may no longer fit beside a newer libc6 (libc6-dev): then the next suite's is taken.
+install_chosen() {
+    newer=$(newer_suites "$(own_suite)")
+    for suite in - sid trixie; do
+        packages=$(printf '%s\n' "$1" | sed -n "s/^$suite //p" | paste -sd ' ')
+        [ -n "$packages" ] || continue
+        if [ "$suite" != - ]; then
+            apt_install "$suite" "$packages"
+        elif fits - "$packages"; then
+            apt_install - "$packages"
+        else
+            add_newer
+            for suite in $newer; do
+                ! fits "$suite" "$packages" || break
+            done
+            apt_install "$suite" "$packages"
+        fi
+    done
+}
+
+fits() { apt_from "$1" --simulate "$2" >/dev/null 2>&1; }
+
+# apt_from SUITE [--simulate] "PACKAGE ..."
+apt_from() {
+    from=$1
+    shift
+    set -- -y --no-install-recommends "$@"
+    [ "$from" = - ] || set -- "$@" --target-release "$from"
+    # shellcheck disable=SC2048,SC2086 # packages are words
+    apt install $*
+}
+
 apt() {
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -y --no-install-recommends \
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq \
         -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold -o Dpkg::Use-Pty=0 "$@"
 }
 
 apt_update() {
     say "reads the package lists"
-    quietly apt -qq update || say "some lists could not be read; goes on with those that could"
+    quietly apt update || say "some lists could not be read; goes on with those that could"
 }
 
+# apt_install SUITE "PACKAGE ...": list what changes, then install.
 apt_install() {
-    plan=$(apt --simulate install "$@") || die "apt cannot install $*: $plan"
+    plan=$(apt_from "$1" --simulate "$2" 2>&1) || die "apt cannot install $2: $plan"
     show_plan "$plan"
-    if printf '%s\n' "$plan" | grep -q '^Remv' && [ "${KYBERNATE_MAY_REMOVE:-}" != yes ]; then
-        die "this would remove packages, so nothing was done; KYBERNATE_MAY_REMOVE=yes ./dev setup allows it"
+    removed=$(removals "$plan")
+    if [ -n "$removed" ] && [ "${KYBERNATE_MAY_REMOVE:-}" != yes ]; then
+        die "this would remove $removed, so it was not done; KYBERNATE_MAY_REMOVE=yes ./dev setup allows it"
     fi
     had_containerd=no
     ! installed containerd || had_containerd=yes
@@ -123,7 +157,7 @@ apt_install() {
         trap 'exit 130' INT
         trap 'exit 143' TERM HUP
         hold_services
-        quietly apt -qq install "$@"
+        quietly apt_from "$1" "$2"
     ) || die "the installation failed"
     if [ $had_containerd = no ] && installed containerd && has systemctl; then
         say "leaves the service containerd off, at boot too"
@@ -131,9 +165,19 @@ apt_install() {
     fi
 }
 
+# What a plan takes away for good. A library that comes back as NAMEt64 (Debian's change to 64-bit times) does not count.
+removals() {
+    printf '%s\n' "$1" | awk '
+        $1 == "Inst" { added[$2] = 1 }
+        $1 == "Remv" { removed[$2] = 1 }
+        END { for (name in removed) if (!((name "t64") in added)) printf "%s ", name }'
+}
+
 show_plan() {
     printf '%s\n' "$1" | awk '
-        $1 == "Inst" && $3 ~ /^\[/ { old = substr($3, 2, length($3) - 2); upgraded = upgraded "\n    " $2 " " old " -> " substr($4, 2) }
+        $1 == "Inst" && $3 ~ /^\[/ {
+            upgraded = upgraded "\n         " $2 " " substr($3, 2, length($3) - 2) " -> " substr($4, 2)
+        }
         $1 == "Inst" && $3 ~ /^\(/ { added = added " " $2 }
         $1 == "Remv" { removed = removed " " $2 }
         END {

@@ -35,15 +35,15 @@ make_tree() {
     printf '%s\n' "$entry" | mmdebstrap --quiet --variant=apt "$suite" "$tree" -
 }
 
-# What this machine needs to reach its package archives, the tree needs too: resolver, certificates, apt's proxies and
-# pip's configuration.
+# What this machine needs to use its package archives, the tree needs too: resolver, certificates, apt's proxies and
+# checks, pip's configuration.
 lend_network() {
     for file in /etc/resolv.conf /etc/hosts /etc/pip.conf; do
         [ ! -e "$file" ] || cp -L "$file" "$tree$file"
     done
     mkdir -p "$tree/usr/local/share/ca-certificates"
     find /usr/local/share/ca-certificates -name '*.crt' -exec cp -L {} "$tree/usr/local/share/ca-certificates/" \;
-    apt-config dump | grep -i '^Acquire::[a-z]*::\(Proxy\|CaInfo\|Verify\)' >"$tree/etc/apt/apt.conf.d/90fresh" || true
+    apt-config dump | grep -i '^Acquire::\(Check-\|[a-z]*::\(Proxy\|CaInfo\|Verify\)\)' >"$tree/etc/apt/apt.conf.d/90fresh" || true
 }
 
 clone() {
