@@ -187,10 +187,22 @@ def socket_inodes(pids: Iterable[int]) -> set[int]:
     return found
 
 
-def own_ports(sockets: Iterable[Socket], inodes: set[int]) -> frozenset[int]:
+def ports_of(sockets: Iterable[Socket], inodes: set[int]) -> frozenset[int]:
     """Local ports of the sockets with these inodes, listening and connected, outgoing ones included.
 
-    These are the ports that hold and watch need besides the declared ones. A connection that nobody has accepted has no
-    inode, but its listener's port.
+    A connection that nobody has accepted has no inode, but its listener's port.
     """
     return frozenset(found.local_port for found in sockets if found.inode in inodes and found.local_port)
+
+
+def own_ports(pids: Iterable[int], netns: str) -> frozenset[int]:
+    """Local ports of all TCP sockets that the processes have open in the network namespace at path `netns`.
+
+    These are the ports that watch and hold need besides the declared ones. Blocks for about a millisecond.
+    Raises NetnsGoneError, NetlinkError, OSError (no right to).
+    """
+    diag = netlink.in_netns(netns, SockDiag)
+    try:
+        return ports_of(diag.dump(), socket_inodes(pids))
+    finally:
+        diag.close()
