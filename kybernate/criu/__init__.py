@@ -1,7 +1,8 @@
-"""What is known about CRIU: its options, its images, its log, what it needs, and what it cannot do. It is run by others."""
+"""What is known about CRIU: options, images, log, needs, limits. Others run it (the keeper, through runc)."""
 
 from kybernate.criu.causes import Cause
 from kybernate.criu.errors import (
+    CacheError,
     ExecSessionError,
     ImageFormatError,
     OptionError,
@@ -18,10 +19,11 @@ from kybernate.criu.images import DumpStats, RestoreStats, dump_stats, restore_s
 from kybernate.criu.log import explain
 from kybernate.criu.mounts import drop_empty_tmpfs, empty_tmpfs, still_empty
 from kybernate.criu.options import dump_conf, restore_conf
-from kybernate.criu.preflight import Finding, Preflight, clear_stale_kdat, has_sys_resource, preflight
-from kybernate.criu.suitable import refuse_unsuitable
+from kybernate.criu.preflight import Finding, Preflight, has_sys_resource, preflight
+from kybernate.criu.suitable import refuse_exec_sessions, refuse_unsuitable
 
 __all__ = [
+    "CacheError",
     "Cause",
     "DumpStats",
     "ExecSessionError",
@@ -38,7 +40,6 @@ __all__ = [
     "TerminalError",
     "TracedError",
     "UnsuitableError",
-    "clear_stale_kdat",
     "drop_empty_tmpfs",
     "dump_conf",
     "dump_stats",
@@ -46,6 +47,7 @@ __all__ = [
     "explain",
     "has_sys_resource",
     "preflight",
+    "refuse_exec_sessions",
     "refuse_unsuitable",
     "restore_conf",
     "restore_stats",

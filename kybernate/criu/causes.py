@@ -33,7 +33,7 @@ def _known(pattern: str, code: str, message: str, remedy: str, transient: bool =
 _RETRY = "It is tried again a little later."
 KNOWN = (
     _known(
-        r"anon_inode:\[io_uring\]",
+        r"anon_inode:\[io_uring\]|send_fds failed \(-22\)",
         "io_uring",
         "the program uses io_uring, which CRIU cannot dump",
         "Restart the container without the annotation kybernate.io/allow-io-uring; then io_uring is refused to it and "
@@ -114,17 +114,18 @@ KNOWN = (
         "Give the node's containerd CAP_SYS_RESOURCE, or run the workload as root.",
     ),
     _known(
-        r"name-less external socket|[Uu]nix socket \d+ with unreachable peer|External socket is used|external stream|"
-        r"Can't dump half of stream unix connection",
+        r"unix: Dangling connection|name-less external socket|[Uu]nix socket \d+ with unreachable peer"
+        r"|Can't dump half of stream unix connection",
         "unix-socket-outside",
         "a unix socket is connected with a process outside of the container",
         "Let the program close connections to sockets of the host (and to sockets in volumes) when idle.",
     ),
     _known(
-        r"mqueue",
-        "mqueue",
-        "the program has a POSIX message queue, which CRIU cannot dump",
-        "Let it use another queue, or do not park it.",
+        r"Can't lookup mount=\S+ for fd=\d+ path=(\S+)",
+        "file-outside",
+        "the program has {1} open, and that lies in no mount of the container: a file of the host (as stdout, say), "
+        "or a POSIX message queue",
+        "Give the container pipes as stdio; let the program close message queues, or do not park it.",
     ),
     _known(
         r"Can't dump nested (\w+) namespace",
@@ -139,18 +140,17 @@ KNOWN = (
         "Do not run sandboxes inside it, or do not park it.",
     ),
     _known(
-        r"Timeout reached|Unable to freeze cgroup|Unable to interrupt",
+        r"Unable to interrupt task: \d+ \(Operation not permitted\)",
+        "traced",
+        "a process is being traced by another",
+        "End the debugger or strace, then try again.",
+    ),
+    _known(
+        r"Timeout reached|Unable to freeze cgroup|Unable to interrupt the",
         "freeze-timeout",
         "a process could not be stopped in time (it hangs in the kernel, or was stopped by a signal)",
         "Send SIGCONT to stopped processes; look for processes in state D.",
         True,
-    ),
-    _known(
-        r"SEIZE \d+:.*(?:ptrace|not permitted)|"
-        r"Unable to interrupt task: \d+ \(Operation not permitted\)|is being traced",
-        "traced",
-        "a process is being traced by another",
-        "End the debugger or strace, then try again.",
     ),
     _known(r"No space left on device", "no-space", "the disk is full", "Free space under the store's root."),
     _known(
@@ -166,7 +166,7 @@ KNOWN = (
         "Mount that volume in another way.",
     ),
     _known(
-        r"doesn't have a proper root mount|unreachable sharing|Can't lookup mount=|Unable to find suitable mount point",
+        r"doesn't have a proper root mount|unreachable sharing|Unable to find suitable mount point",
         "mount",
         "a mount or a file opened through it lies outside of what the container sees",
         "Open files of the host (as stdout, say) and mounts from outside cannot be kept: use pipes and plain volumes.",
@@ -215,15 +215,15 @@ KNOWN = (
         "Run `criu check`; CRIU must be 4.2 or newer.",
     ),
     _known(
-        r"vdso|Unable to get a socket name|SO_PASS(?:CRED|SEC)|SO_BUF_LOCK",
+        r"[Vv]dso.*(?:fail|Can't)|Unable to get a socket name|SO_PASS(?:CRED|SEC)|SO_BUF_LOCK",
         "criu-too-old",
         "this CRIU does not know this kernel",
         "Install CRIU 4.2 or newer.",
     ),
     _known(
-        r"Unknown shit \d+ \((.+)\)",
+        r"Unknown shit \d+ \((.+)\)|Can't dump file \d+ of that type \[\d+\] \((.+)\)",
         "file-kind",
-        "the program has a file of a kind that CRIU cannot dump ({1})",
+        "the program has a file of a kind that CRIU cannot dump ({0})",
         "Let the program close it, or do not park it.",
     ),
     _known(

@@ -7,7 +7,7 @@ it. The table is read from top to bottom, special before general; in the log the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from kybernate.criu.causes import KNOWN, Cause
@@ -16,7 +16,9 @@ _TAIL_BYTES = 4 << 20
 _LAST_ERRORS = 3
 
 
-_ERROR = re.compile(r"Error \(([^)]*)\): (.*)")
+# What compel (the part of CRIU that seizes processes) warns of is an error to us.
+_ERROR = re.compile(r"(?:Error|Warn +\(compel\S*\)|Error \([^)]*\)): (.*)")
+_NO_CAUSE = re.compile(r"RLIMIT_NOFILE for self")  # said in every log where CAP_SYS_RESOURCE is missing
 
 
 def explain(log: Path, stderr: str = "") -> Cause:
@@ -24,24 +26,20 @@ def explain(log: Path, stderr: str = "") -> Cause:
 
     Never raises for a log that is missing or strange: then the last lines that speak of an error are the cause.
     """
-    errors = [match[2].strip() for match in map(_ERROR.search, _lines(log)) if match]
-    for line in [*errors, *_warnings(log), *stderr.splitlines()]:
+    errors = [match[1].strip() for match in map(_ERROR.search, _lines(log)) if match and not _NO_CAUSE.search(match[1])]
+    said = [line.strip() for line in stderr.splitlines() if line.strip()]
+    for line in [*errors, *said]:
         for known in KNOWN:
             if match := known.pattern.search(line):
                 return _filled(known.cause, match)
-    last = errors[-_LAST_ERRORS:] or [line.strip() for line in stderr.splitlines() if line.strip()][-_LAST_ERRORS:]
-    said = "; ".join(last) if last else "CRIU said nothing"
-    return Cause("unknown", f"CRIU failed: {said}", f"The whole log is {log}.")
+    last = "; ".join((errors or said)[-_LAST_ERRORS:]) or "CRIU said nothing"
+    return Cause("unknown", f"CRIU failed: {last}", f"The whole log is {log}.")
 
 
 def _filled(cause: Cause, match: re.Match[str]) -> Cause:
-    found = [match[0], *(group or "?" for group in match.groups())]
-    return Cause(cause.code, cause.message.format(*found), cause.remedy, cause.transient)
-
-
-def _warnings(log: Path) -> Iterable[str]:
-    """Some causes are no errors to CRIU, as a process that it may not interrupt."""
-    return (line.partition("): ")[2].strip() for line in _lines(log) if "Warn " in line)
+    """`{0}` is the whole match, `{1}` the first group that took part."""
+    found = [match[0], *(group for group in match.groups() if group is not None)]
+    return replace(cause, message=cause.message.format(*found, "?", "?"))
 
 
 def _lines(log: Path) -> list[str]:

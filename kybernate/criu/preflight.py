@@ -3,31 +3,22 @@
 `preflight` asks each program once, with a deadline, and changes nothing. The agent refuses to park while a finding is
 `fatal`; `doctor` prints them all. Facts cost about 0.2 s, most of it `criu check`: ask once at start, not before each
 dump.
-
-**CRIU's cache of kernel features** (/run/criu.kdat). Without it every call of CRIU probes the kernel anew. CRIU keeps
-the cache only on tmpfs, so that it does not outlive a reboot. And it creates /run/criu.kdat.tmp with O_EXCL: if a CRIU
-was killed at that moment, the file stays and blocks the cache for ever. `clear_stale_kdat` takes it away.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kybernate.criu import kdat
 from kybernate.criu.errors import ProgramDeadlineError, ProgramMissingError
-from kybernate.criu.mounts import mounts
 
 CRIU_LEAST = (4, 2)
 RUNC_LEAST = (1, 1)
-KDAT_FOLDER = Path("/run")
 _CAP_SYS_RESOURCE = 24
-_STALE_SECONDS = 60.0  # CRIU itself needs some milliseconds from the file's creation to its rename
 _DEADLINE_SECONDS = 20.0
 
 Version = tuple[int, ...]
@@ -50,8 +41,8 @@ class Preflight:
     criu: Version | None
     runc: Version | None
     criu_check: str
-    run_is_tmpfs: bool
-    stale_kdat: bool
+    kdat_kept: bool
+    kdat_stale: bool
     sys_resource: bool
 
     @property
@@ -69,8 +60,8 @@ def preflight(criu: str = "criu", runc: str = "runc", deadline_seconds: float = 
         criu=_version([criu, "--version"], deadline_seconds),
         runc=_version([runc, "--version"], deadline_seconds),
         criu_check=_check(criu, deadline_seconds),
-        run_is_tmpfs=_file_system(KDAT_FOLDER) == "tmpfs",
-        stale_kdat=_kdat_age_seconds() > _STALE_SECONDS,
+        kdat_kept=kdat.is_kept(),
+        kdat_stale=kdat.is_stale(),
         sys_resource=has_sys_resource(),
     )
 
@@ -97,27 +88,20 @@ def findings(facts: Preflight) -> list[Finding]:
     if not facts.sys_resource:
         message = "CAP_SYS_RESOURCE is missing: only containers whose processes are all root's can be parked."
         say("cap-sys-resource", False, message, "Give containerd and the agent that capability.")
-    if not facts.run_is_tmpfs:
+    if not facts.kdat_kept:
         message = (
-            f"{KDAT_FOLDER} is no tmpfs: CRIU probes the kernel at every call, 15 to 35 ms of each park and each wake."
+            "/run is no tmpfs, so CRIU probes the kernel at every call: 45 to 50 ms of each park and of each wake."
         )
-        say("kdat-no-tmpfs", False, message, f"Mount a tmpfs at {KDAT_FOLDER} at boot, as systemd does.")
-    if facts.stale_kdat:
-        message = (
-            f"{KDAT_FOLDER}/criu.kdat.tmp is left over, so CRIU cannot keep its cache and probes the kernel each time."
+        say(
+            "kdat-no-tmpfs",
+            False,
+            message,
+            "Mount a tmpfs at /run at boot, as systemd does; the agent makes do meanwhile.",
         )
-        say("kdat-stale", False, message, f"Remove {KDAT_FOLDER}/criu.kdat.tmp; the agent does so when it starts.")
+    elif facts.kdat_stale:
+        message = "/run/criu.kdat.tmp is left over, so CRIU keeps no cache: 45 to 50 ms of each park and of each wake."
+        say("kdat-stale", False, message, "Remove /run/criu.kdat.tmp; the agent does so when it starts.")
     return found
-
-
-def clear_stale_kdat() -> bool:
-    """Remove a left over /run/criu.kdat.tmp; True if there was one. One that a living CRIU just made is left alone."""
-    if _kdat_age_seconds() <= _STALE_SECONDS:
-        return False
-    with contextlib.suppress(FileNotFoundError):
-        (KDAT_FOLDER / "criu.kdat.tmp").unlink()
-        return True
-    return False
 
 
 def has_sys_resource() -> bool:
@@ -160,21 +144,6 @@ def _run(command: Sequence[str], deadline_seconds: float) -> subprocess.Complete
         raise ProgramMissingError(program=command[0], problem=error.strerror) from error
     except subprocess.TimeoutExpired as error:
         raise ProgramDeadlineError(command=" ".join(command), deadline_seconds=deadline_seconds) from error
-
-
-def _file_system(path: Path) -> str:
-    """The kind of the file system that `path` is on."""
-    device = os.stat(path).st_dev
-    name = f"{os.major(device)}:{os.minor(device)}"
-    return next((mount.kind for mount in mounts("self") if mount.device == name), "unknown")
-
-
-def _kdat_age_seconds() -> float:
-    """Of the temporary file; 0 when there is none."""
-    try:
-        return max(0.0, time.time() - (KDAT_FOLDER / "criu.kdat.tmp").stat().st_mtime)
-    except FileNotFoundError:
-        return 0.0
 
 
 def _text(version: Version) -> str:

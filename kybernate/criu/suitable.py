@@ -12,6 +12,7 @@ import stat
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kybernate.criu.errors import (
     ExecSessionError,
@@ -61,8 +62,13 @@ def refuse_unsuitable(
     _refuse_overlays(container, init, destinations)
 
 
+def refuse_exec_sessions(container: str, pids: Iterable[int], init: int) -> None:
+    """Raises ExecSessionError where one of `pids` was brought into the container by exec."""
+    _refuse_strangers(container, [process for pid in pids if (process := _look(pid)) is not None], init)
+
+
 def _refuse_process(container: str, process: _Process, any_user: bool) -> None:
-    who = {"container": container, "pid": process.pid, "name": process.name}
+    who: dict[str, Any] = {"container": container, "pid": process.pid, "name": process.name}
     if process.state == "Z":
         return
     if process.tracer:

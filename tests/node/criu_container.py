@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 import textwrap
 import time
@@ -64,10 +65,12 @@ class Container:
         self.bundle = folder / "bundle"
         self.conf = folder / "criu.conf"
         self.work = folder / "work"
+        self.output = -1
         for path in (self.bundle / "rootfs", self.work, folder / "upper", folder / "overlay"):
             path.mkdir(parents=True, mode=0o700)
         (folder / "upper").chmod(0o755)
         spec = self._spec([*program], env)
+        spec["mounts"] += changes.pop("mounts", [])
         spec.update(changes)
         (self.bundle / "config.json").write_text(json.dumps(spec))
 
@@ -83,7 +86,15 @@ class Container:
                 "env": ["PATH=/usr/bin:/bin:/usr/sbin", *(f"{name}={value}" for name, value in env.items())],
                 "user": {"uid": 0, "gid": 0},
                 "capabilities": {
-                    kind: ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_SYS_PTRACE"]
+                    kind: [
+                        "CAP_CHOWN",
+                        "CAP_DAC_OVERRIDE",
+                        "CAP_KILL",
+                        "CAP_SETUID",
+                        "CAP_SETGID",
+                        "CAP_SYS_PTRACE",
+                        "CAP_SYS_ADMIN",
+                    ]
                     for kind in ("bounding", "effective", "permitted")
                 },
                 "noNewPrivileges": True,
@@ -138,19 +149,7 @@ class Container:
         run("mount", "-t", "overlay", "overlay", "-o", options, str(self.bundle / "rootfs"))
 
     def start(self) -> None:
-        with (self.folder / "stdout").open("wb") as out:  # only runc's; the container's goes to a pipe
-            reader, writer = os.pipe()
-            subprocess.run(
-                ["runc", "run", "--detach", "--bundle", str(self.bundle), self.id],
-                stdin=subprocess.DEVNULL,
-                stdout=writer,
-                stderr=writer,
-                timeout=DEADLINE,
-                check=True,
-            )
-            os.close(writer)
-            self.output = reader
-            out.flush()
+        assert self._with_its_output(["runc", "run", "--detach", "--bundle", str(self.bundle), self.id]) == 0
 
     def wait_until_ready(self) -> None:
         said = b""
@@ -177,24 +176,26 @@ class Container:
     def restore(self, images: Path, conf: str) -> subprocess.CompletedProcess[str]:
         self.conf.write_text(conf)
         where = ("--image-path", str(images), "--work-path", str(self.work), "--bundle", str(self.bundle))
+        command = ["runc", "restore", "--detach", "--manage-cgroups-mode", "ignore", *where, self.id]
+        code = self._with_its_output(command)
+        said = "" if code == 0 else os.read(self.output, 10000).decode(errors="replace")
+        return subprocess.CompletedProcess(command, code, "", said)
+
+    def _with_its_output(self, command: list[str]) -> int:
+        """Run runc, whose stdout and stderr become the container's: a new pipe, `self.output`."""
         reader, writer = os.pipe()
-        with (self.folder / "restore-stderr").open("w+b") as errors:
-            done = subprocess.run(
-                ["runc", "restore", "--detach", "--manage-cgroups-mode", "ignore", *where, self.id],
-                stdin=subprocess.DEVNULL,
-                stdout=writer,
-                stderr=writer,
-                timeout=DEADLINE,
-                check=False,
-            )
-            os.close(writer)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer)
+        os.close(writer)
+        if self.output >= 0:
             os.close(self.output)
-            self.output = reader
-            errors.flush()
-        said = ""
-        if done.returncode != 0:
-            said = os.read(reader, 10000).decode(errors="replace")
-        return subprocess.CompletedProcess(done.args, done.returncode, "", said)
+        self.output = reader
+        pidfd = os.pidfd_open(process.pid)  # Popen.wait with a timeout polls, in steps of up to 50 ms
+        try:
+            if not select.select([pidfd], [], [], DEADLINE)[0]:
+                process.kill()
+            return process.wait()
+        finally:
+            os.close(pidfd)
 
     def inside(self, code: str) -> str:
         """What Python code prints in the container's namespaces (by exec)."""
@@ -211,7 +212,7 @@ class Container:
 
     def clean(self) -> None:
         run("runc", "delete", "--force", self.id, check=False)
-        with contextlib.suppress(AttributeError, OSError):
+        if self.output >= 0:
             os.close(self.output)
         run("umount", str(self.bundle / "rootfs"), check=False)
         run("ip", "netns", "delete", self.id, check=False)
