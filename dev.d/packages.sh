@@ -39,6 +39,7 @@ missing_node() {
     need iproute2 - has ip
     need procps - has ps
     need util-linux - has nsenter
+    need mount - has mount
     need busybox-static - installed busybox-static
     need libstdc++6 - installed libstdc++6
 }
