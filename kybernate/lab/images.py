@@ -8,15 +8,18 @@ a name that is the hash of all that went into them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import platform
+import re
 import shutil
 import stat
 import tarfile
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +30,7 @@ from kybernate.lab.process import run
 
 PAUSE = "localhost/kybernate-pause:1"
 _FORMAT = "2"
+_KEEP_SECONDS = 24 * 3600
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _EMPTY_FOLDERS = ("dev", "etc", "proc", "root", "run", "sys", "tmp", "var", "var/tmp", "usr", "usr/bin")
 
@@ -93,9 +97,11 @@ def build(name: str, contents: Contents, config: Mapping[str, Any]) -> Image:
     packages = debian.closure(contents.packages, debian.installed())
     key = _key(name, packages, contents, config)
     folder = cache() / "images"
-    archive = folder / f"{key}.tar"
+    slug = re.sub(r"[^a-z0-9.]+", "-", name)
+    archive = folder / f"{slug}-{key}.tar"
     if not archive.exists():
         folder.mkdir(parents=True, exist_ok=True)
+        _forget_old(folder, slug)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as making:
             stage = Path(making, "root")
             _stage(stage, packages, contents)
@@ -104,6 +110,14 @@ def build(name: str, contents: Contents, config: Mapping[str, Any]) -> Image:
             _archive(Path(making, "archive.tar"), layer, name, config)
             os.replace(Path(making, "archive.tar"), archive)
     return Image(name, archive, _digest(archive))
+
+
+def _forget_old(folder: Path, slug: str) -> None:
+    """Archives of the same image with other contents, and what a killed build left, once they are a day old."""
+    for old in (*folder.glob(f"{slug}-*.tar"), *folder.glob(".making-*")):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > _KEEP_SECONDS:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def _busybox_links() -> dict[str, str]:

@@ -1,0 +1,63 @@
+"""What tests of several rooms stand on: a private containerd whose handler `kybernate` is the installed shim.
+
+On a machine with cgroup version 1 the same tests run on version 2 when pytest is started in a mount namespace of its
+own with cgroup2 over /sys/fs/cgroup; nothing here knows the difference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kybernate_shim.install import install
+
+from kybernate.lab import Containerd, Image, python_image
+
+PYTHON_IMAGE = "localhost/kybernate-test-python:1"
+"""Python and busybox of this machine; the workload brings what runs."""
+
+
+@dataclass(frozen=True)
+class NodeBed:
+    """The containerd, where the shim is installed, and the folder in which its hook looks for an agent."""
+
+    containerd: Containerd
+    prefix: Path
+    run: Path
+
+    @property
+    def launcher(self) -> Path:
+        return self.prefix / "bin" / "kybernate-runc"
+
+    def load(self, image: Image) -> None:
+        self.containerd.load(image)
+
+
+@contextlib.contextmanager
+def open_node_bed() -> Iterator[NodeBed]:
+    """A bed with PYTHON_IMAGE in it; what killed sessions left is removed first."""
+    _remove_dead()
+    name = f"kybtest-{os.getpid()}"
+    prefix, run = Path("/run", f"{name}.prefix"), Path("/run", f"{name}.run")
+    launcher = prefix / "bin" / "kybernate-runc"
+    containerd = Containerd(Path("/var/tmp", name), name, launcher=launcher)
+    try:
+        install(prefix, run, Path(shutil.which("runc") or "/usr/sbin/runc"))
+        containerd.start(images=[python_image(PYTHON_IMAGE)])
+        yield NodeBed(containerd, prefix, run)
+    finally:
+        containerd.stop()
+        for folder in (prefix, run):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_dead() -> None:
+    for root in Path("/var/tmp").glob("kybtest-*"):
+        if not Path("/proc", root.name.removeprefix("kybtest-")).exists():
+            Containerd(root, root.name).stop()
+            for folder in Path("/run").glob(f"{root.name}.*"):
+                shutil.rmtree(folder, ignore_errors=True)
