@@ -14,11 +14,12 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
-from kybernate_agent.traffic import rules
-from kybernate_agent.traffic.netlink import NetnsGoneError
+from kybernate_agent.traffic import held, packets, rules
+from kybernate_agent.traffic.netlink import NetnsGoneError, in_netns
 from kybernate_agent.traffic.nfqueue import QueueTakenError
 from kybernate_agent.traffic.pod import Mode, PodTraffic
 from traffic_lab import (
@@ -55,7 +56,9 @@ def info(sock: socket.socket, offset: int) -> int:
 
 
 @contextlib.asynccontextmanager
-async def opened(net: Link, way: str, *, keepalive: bool = False, buffer_bytes: int = 0):
+async def opened(
+    net: Link, way: str, *, keepalive: bool = False, buffer_bytes: int = 0
+) -> AsyncIterator[tuple[socket.socket, socket.socket]]:
     """(client's socket, server's socket) of an open connection that has carried data."""
     netns, address = net.address(way)
     with listen(net.pod) as listener, client(netns, address, keepalive=keepalive, buffer_bytes=buffer_bytes) as near:
@@ -306,7 +309,9 @@ async def test_refused_rules_leave_a_pod_as_it_was(net: Link) -> None:
             await connect(sock, net.v4)
 
 
-async def test_rules_that_take_too_long_are_given_up(net: Link, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+async def test_rules_that_take_too_long_are_given_up(
+    net: Link, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A program that never ends stands in for an iptables that waits for its lock."""
     async with PodTraffic(net.pod, [PORT], Wakes()) as traffic:
         slow = tmp_path / "nsenter"
@@ -362,3 +367,76 @@ async def test_a_client_that_repeats_itself_is_held_once(net: Link) -> None:
             with listen(net.pod):
                 await traffic.release()
                 await connecting
+
+
+async def test_a_flood_is_bounded_and_leaves_the_pod_usable(net: Link) -> None:
+    """More strangers than there is room: the newest are dropped, those that hold a place keep it."""
+    raw = in_netns(net.peer, lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW))
+    wakes = Wakes()
+    async with PodTraffic(net.pod, [PORT], wakes) as traffic:
+        await traffic.hold()
+        with raw:
+            for number in range(held.MAX_SEGMENTS + 500):
+                raw.sendto(syn(net, 10_000 + number), (net.v4, 0))
+                if number % 100 == 0:
+                    await asyncio.sleep(0)
+        await until(lambda: traffic.statistics()["refused"] == 500)
+        assert traffic.statistics()["waiting"] == held.MAX_SEGMENTS
+        assert len(wakes.reasons) == 1
+        assert await traffic.reset() == held.MAX_SEGMENTS
+        with client(net.peer, net.v4) as sock, listen(net.pod):
+            connecting = asyncio.create_task(connect(sock, net.v4))
+            await until(lambda: len(wakes.reasons) == 2)
+            await traffic.release()
+            await connecting
+
+
+def syn(net: Link, port: int) -> bytes:
+    """A SYN from a port of the peer: made as an answer to a segment that the pod would have sent."""
+    cause = packets.Segment(socket.inet_aton(net.v4), socket.inet_aton("10.231.7.2"), PORT, port, 0, 0, 0, 0, b"")
+    return packets.segment_back(cause, 1, 0, packets.SYN, window=1000)
+
+
+async def test_a_wake_that_fails_does_not_stop_the_holding(net: Link) -> None:
+    told = []
+
+    def fail(reason: str) -> None:
+        told.append(reason)
+        raise ValueError(reason)
+
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context.get("exception")))
+    async with PodTraffic(net.pod, [PORT], fail) as traffic:
+        await traffic.hold()
+        with client(net.peer, net.v4) as sock:
+            connecting = asyncio.create_task(connect(sock, net.v4))
+            await until(lambda: told)
+            with listen(net.pod):
+                await traffic.release()
+                await connecting
+    assert [type(error) for error in errors] == [ValueError]
+
+
+async def test_the_legacy_back_end_of_iptables_works_too(
+    net: Link, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("iptables", "ip6tables"):
+        for verb in ("save", "restore"):
+            (tmp_path / f"{name}-{verb}").symlink_to("/usr/sbin/xtables-legacy-multi")
+    wakes = Wakes()
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        async with PodTraffic(net.pod, [PORT], wakes) as traffic:
+            await traffic.watch(range(30000, 30040))
+            await traffic.hold()
+            with client(net.peer, net.v6) as sock:
+                connecting = asyncio.create_task(connect(sock, net.v6))
+                await wakes.next()
+                assert await traffic.reset() == 1
+                with pytest.raises(ConnectionRefusedError):
+                    await connecting
+        async with PodTraffic(net.pod, [PORT], wakes) as successor:
+            await successor.hold()
+            assert net.rules().count("-A PREROUTING -j KYBERNATE") == 2
+            await successor.release()
+            assert "KYBERNATE" not in net.rules()

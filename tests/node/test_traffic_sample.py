@@ -127,13 +127,12 @@ async def test_a_dual_stack_socket_shows_the_ipv4_address_that_it_serves(net: Li
 
 async def test_the_processes_own_ports_are_found(net: Link) -> None:
     """Listening, served and outgoing, whatever was declared."""
-    with FrozenServer(net.pod) as server, listen(net.pod, port=7000), listen(net.peer, port=9000):
-        with client(net.peer, net.v4) as served, client(net.pod, "10.231.7.2") as outgoing:
-            await connect(served, net.v4)
-            await connect(outgoing, "10.231.7.2", 9000)
-            assert own_ports([server.process.pid], net.pod) == {PORT}
-            assert own_ports([os.getpid()], net.pod) == {7000, outgoing.getsockname()[1]}
-            assert own_ports([], net.pod) == frozenset()
+    ours = listen(net.pod, port=7000), listen(net.peer, port=9000)
+    with FrozenServer(net.pod) as server, client(net.pod, "10.231.7.2") as outgoing, ours[0], ours[1]:
+        await connect(outgoing, "10.231.7.2", 9000)
+        assert own_ports([server.process.pid], net.pod) == {PORT}
+        assert own_ports([os.getpid()], net.pod) == {7000, outgoing.getsockname()[1]}
+        assert own_ports([], net.pod) == frozenset()
 
 
 async def test_processes_that_ended_own_nothing() -> None:

@@ -105,9 +105,9 @@ def parse(data: bytes, length: int) -> Segment | None:
 def reset(segment: Segment) -> bytes:
     """The IP packet that refuses `segment`: its sender sees ECONNREFUSED on a SYN, ECONNRESET on an open connection."""
     if segment.flags & ACK:
-        return _packet(segment, segment.acknowledgement, 0, RST)
+        return segment_back(segment, segment.acknowledgement, 0, RST)
     consumed = segment.payload_bytes + bool(segment.flags & SYN) + bool(segment.flags & FIN)
-    return _packet(segment, 0, (segment.sequence + consumed) & _WORD, RST | ACK)
+    return segment_back(segment, 0, (segment.sequence + consumed) & _WORD, RST | ACK)
 
 
 def acknowledge(probe: Segment, window: int) -> bytes:
@@ -122,7 +122,7 @@ def acknowledge(probe: Segment, window: int) -> bytes:
         value, echo = stamps
         options = struct.pack("!BBBBII", 1, 1, _TIMESTAMPS_KIND, _TIMESTAMPS_BYTES, echo, value)
     expected = (probe.sequence + 1) & _WORD
-    return _packet(probe, probe.acknowledgement, expected, ACK, window=window, options=options)
+    return segment_back(probe, probe.acknowledgement, expected, ACK, window=window, options=options)
 
 
 def timestamps(options: bytes) -> tuple[int, int] | None:
@@ -185,7 +185,7 @@ def _ipv6(data: bytes, length: int) -> tuple[int, int]:
     return 0, 0
 
 
-def _packet(
+def segment_back(
     cause: Segment, sequence: int, acknowledgement: int, flags: int, *, window: int = 0, options: bytes = b""
 ) -> bytes:
     """A segment back to the sender of `cause`, headers and checksums and all."""
