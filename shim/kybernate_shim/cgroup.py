@@ -16,16 +16,18 @@ Table = dict[str, str]
 def _mounts() -> dict[str, tuple[str, str]]:
     """{controller: (mount point, root of the mount inside the hierarchy)} as this process sees them."""
     unified = os.path.exists(ROOT + "/cgroup.controllers")
+    names = {name for line in read("/proc/self/cgroup").splitlines() for name in line.split(":")[1].split(",")}
     found: dict[str, tuple[str, str]] = {}
     with open("/proc/self/mountinfo") as lines:
         for line in lines:
             front, _, back = line.partition(" - ")
             root, point = front.split()[3:5]
             kind, _, options = back.split(None, 2)
-            if kind == "cgroup2" and (not unified or point == ROOT):
+            # Only the machine's own mounts: CRIU makes temporary ones elsewhere.
+            if kind == "cgroup2" and point == (ROOT if unified else ROOT + "/unified"):
                 found[""] = (point, root)
-            elif kind == "cgroup" and not unified:
-                for name in options.strip().split(","):
+            elif kind == "cgroup" and not unified and os.path.dirname(point) == ROOT:
+                for name in names.intersection(options.strip().split(",")):
                     found[name] = (point, root)
     return found
 

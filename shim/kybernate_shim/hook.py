@@ -100,6 +100,9 @@ def main(run: str, runc: str, lib: str, words: list[str]) -> NoReturn:
     except Failed as failure:
         hook.complain(str(failure))
         code = failure.code
+    except Exception as error:  # containerd shows the log's last line, so it has to be there
+        hook.complain(f"kybernate hook: {hook.command.verb}: {type(error).__name__}: {error}")
+        code = 1
     sys.stdout.flush()
     os._exit(code)
 
@@ -220,7 +223,7 @@ def delete(hook: Hook) -> int:
     """In every state; what runc does not know of any more, we remove."""
     import subprocess
 
-    from kybernate_shim import cgroup, record
+    from kybernate_shim import cgroup, mounts, record
 
     folder = hook.folder(hook.command.container)
     force = hook.command.has("--force", "-f")
@@ -231,13 +234,36 @@ def delete(hook: Hook) -> int:
         known = record.Record.load(folder)
     except (FileNotFoundError, ValueError):
         hook.pass_on()
+    _wait_for_end(known.keeper_pid, known.keeper_start)  # before its start it sits in the container's cgroup
     if os.path.exists(f"{known.runc_root}/{known.container}/state.json"):
         ran = subprocess.run([hook.runc, *hook.words], check=False)
         if ran.returncode != 0:
             return ran.returncode
+    remains = f"{known.runc_root}/{known.container}"  # a restore that a kill ended leaves it half made
+    mounts.unmount_below([remains])
+    record.remove_tree(remains)
     cgroup.remove(known.cgroups)
     record.discard(folder, known.keeper_pid)
     return 0
+
+
+def _wait_for_end(pid: int, start: int) -> None:
+    """Until the keeper is gone, at most some seconds: it has been asked to end, or has ended."""
+    import select
+
+    from kybernate_shim.record import start_time
+
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        if start_time(pid) == start:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            poll.poll(5000)
+    finally:
+        os.close(fd)
 
 
 def signal_number(word: str) -> int:

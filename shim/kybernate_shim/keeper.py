@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 
-from kybernate_shim import cgroup, process, sleep, wire
+from kybernate_shim import cgroup, mounts, process, sleep, wire
 from kybernate_shim import record as states
 from kybernate_shim.loop import Client, Loop, Refused, Wait
 
@@ -40,6 +40,7 @@ class Keeper:
         self.loop = Loop(self.on_request, self.on_exit, self.on_signal)
         self.loop.state = lambda: record.state
         self.helper = 0
+        self.work = ""
         self.init_status: int | None = None
         self.verbs: dict[str, Callable[[Keeper, wire.Message], Step]] = {
             "freeze": sleep.freeze,
@@ -57,14 +58,15 @@ class Keeper:
 
     def log(self, words: str) -> None:
         """A line in keeper.log, which starts anew when it has grown too long."""
-        path = self.record.path("keeper.log")
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {words}\n".encode()
         try:
-            if os.fstat(fd).st_size > LOG_LIMIT_BYTES:
-                os.ftruncate(fd, 0)
-            os.write(fd, f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {words}\n".encode())
-        finally:
-            os.close(fd)
+            fd = os.open(self.record.path("keeper.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb", 0) as file:
+                if os.fstat(fd).st_size > LOG_LIMIT_BYTES:
+                    file.truncate(0)
+                file.write(line)
+        except OSError:  # a full /run: the container's life matters more than its log
+            return
 
     # What comes in
 
@@ -83,9 +85,24 @@ class Keeper:
         elif verb == "delete":
             self.delete(bool(request.get("force")), done)
         elif verb in self.verbs:
-            self.loop.begin(self.verbs[verb](self, request), done)
+            self.loop.begin(self._guarded(self.verbs[verb](self, request)), done)
         else:
             done(Refused("bad_request", f"unknown verb {verb!r}").reply(self.record.state))
+
+    def _guarded(self, step: Step) -> Step:
+        """A verb that fails in a way nobody foresaw ends alone: the keeper, and the container with it, live on."""
+        was = self.record.state
+        try:
+            return (yield from step)
+        except Refused:
+            raise
+        except Exception as error:
+            import traceback
+
+            self.log("".join(traceback.format_exception(error)))
+            if self.record.state in (states.DUMPING, states.RESTORING):
+                self.record.state = was
+            raise Refused("internal", f"{type(error).__name__}: {error} (see keeper.log)") from error
 
     def on_signal(self, number: int) -> None:
         """Somebody signalled the pid that containerd shows; the application was meant."""
@@ -136,14 +153,15 @@ class Keeper:
             self.leave(number)
 
         self.loop.preempt()
-        self.record.exit = {"signal": number}
-        self.record.enter(states.ENDED)
+        self._note_end(-number)
         self.loop.begin(self._finish(), over)
 
     def _finish(self) -> Step:
         if self.helper:
             process.kill_group(self.helper)
         gone = yield from sleep.clear(self, time.monotonic() + END_SECONDS)
+        if self.work:
+            mounts.unmount_below([f"{self.record.runc_root}/{self.record.container}", self.work])
         if not gone:
             self.log(f"processes that do not end: {cgroup.processes(self.record.cgroups)}")
         return self.ok()
@@ -151,11 +169,17 @@ class Keeper:
     def leave(self, status: int) -> NoReturn:
         """End as the real init did: `status` is its wait status."""
         code = os.waitstatus_to_exitcode(status)
-        self.record.exit = {"signal": -code} if code < 0 else {"code": code}
-        self.record.init_pid = 0
-        self.record.enter(states.ENDED)
+        self._note_end(code)
         self.log(f"ended with {self.record.exit}")
         end_as(code)
+
+    def _note_end(self, code: int) -> None:
+        """Write it down if that is possible; a full disk must not keep a container from ending."""
+        self.record.exit = {"signal": -code} if code < 0 else {"code": code}
+        try:
+            self.record.enter(states.ENDED)
+        except OSError as error:
+            self.log(f"the record cannot be written: {error}")
 
 
 def end_as(code: int) -> NoReturn:

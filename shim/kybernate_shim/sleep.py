@@ -18,7 +18,7 @@ import json
 import os
 import time
 
-from kybernate_shim import cgroup, process
+from kybernate_shim import cgroup, mounts, process
 from kybernate_shim import record as states
 from kybernate_shim.loop import Refused, Wait
 
@@ -100,6 +100,7 @@ def restore(keeper: Keeper, request: Message) -> Step:
         raise Refused("wrong_state", "containerd has not started the container yet")
     was, until = record.state, deadline(request, 120)
     work, pid_file = request["work"], record.path("init.pid")
+    keeper.work = work
     record.enter(states.RESTORING)
     try:
         states.replace(record.path("criu.conf"), request["conf"])
@@ -111,7 +112,7 @@ def restore(keeper: Keeper, request: Message) -> Step:
         yield from _run(keeper, [*argv, record.container], until, "restore_failed", f"{work}/restore.log")
         init = int(cgroup.read(pid_file))
     except (Refused, OSError, ValueError) as error:
-        yield from _undo_restore(keeper, was)
+        yield from _undo_restore(keeper, work, was)
         raise error if isinstance(error, Refused) else Refused("restore_failed", str(error)) from error
     record.init_pid, record.init_start = init, states.start_time(init)
     if init in keeper.loop.exits:
@@ -221,10 +222,11 @@ def _undo_dump(keeper: Keeper, was: str) -> Generator[Wait, bool, None]:
     record.enter(was)
 
 
-def _undo_restore(keeper: Keeper, was: str) -> Generator[Wait, bool, None]:
+def _undo_restore(keeper: Keeper, work: str, was: str) -> Generator[Wait, bool, None]:
     """Nothing half restored stays: processes, runc's state. runc removes the cgroup when it fails; make it again."""
     record = keeper.record
     yield from clear(keeper, time.monotonic() + UNDO_SECONDS)
+    mounts.unmount_below([f"{record.runc_root}/{record.container}", work])
     states.remove_tree(f"{record.runc_root}/{record.container}")
     cgroup.make(record.cgroups)
     record.enter(was)

@@ -157,7 +157,7 @@ class Container:
         self.ran = subprocess.run(
             bed.ctr(
                 "run", "--detach", "--rootfs", "--runc-binary", bed.launcher, "--runc-root", bed.root / "runc",
-                "--log-uri", f"file://{self.log}",
+                "--log-uri", f"file://{self.log}", "--cpu-shares", "0",
                 *annotated, *options, self.rootfs, self.id, *(command or ("/bin/sh", "-c", script)),
             ),
             check=False, capture_output=True, text=True, timeout=100,
@@ -172,7 +172,8 @@ class Container:
     def runc(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
         """The launcher, called as containerd's shim does."""
         argv = [str(self.bed.launcher), "--root", f"{self.bed.root}/runc/default", *words]
-        return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=30, **more)
+        how = {"check": False, "capture_output": True, "text": True, "timeout": 30, **more}
+        return subprocess.run(argv, **how)  # noqa: PLW1510
 
     def ask(self, verb: str, **more: Any) -> dict[str, Any]:
         return wire.ask(f"{self.folder}/sock", {"verb": verb, **more}, 60)

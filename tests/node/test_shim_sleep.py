@@ -13,7 +13,8 @@ import pytest
 from kybernate_shim import cgroup
 from shim_bed import CONF, COUNT, Bed, groups_of, until
 
-HOUR = {"memory": {"limit": 64 << 20}}
+V1 = cgroup.is_v1(cgroup.own())
+LIMIT = {"memory": {"limit": 64 << 20}} if V1 else {"unified": {"cgroup.max.depth": "5"}}
 
 
 @pytest.fixture(scope="module")
@@ -174,14 +175,14 @@ def test_pause_by_containerd_holds_and_forbids_sleep(bed: Bed) -> None:
 def test_update_of_a_parked_container_holds_after_the_restore(bed: Bed) -> None:
     container = bed.container(COUNT)
     assert container.dump()["ok"]
-    updated = container.runc("update", "--resources", "-", container.id, input=json.dumps(HOUR))
+    updated = container.runc("update", "--resources", "-", container.id, input=json.dumps(LIMIT))
     assert updated.returncode == 0, updated.stderr
     assert container.restore()["ok"]
-    config = json.loads(Path(container.record()["bundle"], "config.json").read_text())
-    assert config["linux"]["resources"]["memory"]["limit"] == 64 << 20
     groups = container.record()["cgroups"]
-    if "memory" in groups:
+    if V1:
         assert cgroup.read(groups["memory"] + "/memory.limit_in_bytes").strip() == str(64 << 20)
+    else:
+        assert cgroup.read(groups[""] + "/cgroup.max.depth").strip() == "5"
 
 
 def test_container_is_restored_instead_of_created_on_the_agents_word(bed: Bed) -> None:
@@ -208,9 +209,16 @@ def test_container_cannot_be_created_when_the_agent_refuses(bed: Bed) -> None:
 
 
 def test_managed_container_with_a_terminal_is_refused(bed: Bed) -> None:
-    container = bed.container(COUNT, check=False, options=("--tty",))
-    assert "terminal" in container.ran.stderr or container.ran.returncode != 0
-    assert not container.folder.exists()
+    container = bed.container(COUNT)
+    bundle = container.bed.root / "tty"
+    bundle.mkdir()
+    config = json.loads(Path(container.record()["bundle"], "config.json").read_text())
+    config["process"]["terminal"] = True
+    (bundle / "config.json").write_text(json.dumps(config))
+    ran = container.runc("create", "--bundle", str(bundle), "with-a-terminal")
+    assert ran.returncode == 1
+    assert "tty: false" in ran.stderr
+    assert not (bed.run / "keepers/with-a-terminal").exists()
 
 
 def test_create_that_runc_refuses_fails_as_with_runc(bed: Bed) -> None:
