@@ -256,8 +256,7 @@ async def test_a_killed_agent_lets_nothing_through_and_its_successor_adopts(net:
             await asyncio.to_thread(agent.stdout.readline)
         finally:
             os.kill(agent.pid, signal.SIGKILL)
-            agent.wait()
-            agent.stdout.close()
+            agent.communicate()
         connecting.append(asyncio.create_task(connect(late, net.v4)))
         await until(lambda: "KYBERNATE" in net.rules() and net.queues() == "")
         async with PodTraffic(net.pod, [PORT], wakes) as traffic:
