@@ -40,8 +40,8 @@ async def serve(config: AgentConfig) -> None:
         store=FolderStore(config.state / "store", load_key(config.state / "node.key")),
         pods=pods,
         changed=news.changed,
-        criu_version=criu.version_text(facts.criu),
-        runc_version=criu.version_text(facts.runc),
+        criu_version=".".join(map(str, facts.criu or ())),
+        runc_version=".".join(map(str, facts.runc or ())),
         sys_resource=facts.sys_resource,
     )
     node = Node(services)

@@ -25,7 +25,9 @@ from kybernate_agent.keepers import Keeper, KeeperGoneError, KeeperState, Watch
 from kybernate_agent.policy import policy_of
 from kybernate_agent.services import Services
 from kybernate_agent.stage import AbortedError, Stage
-from kybernate_agent.traffic import Activity, PodTraffic, fold, own_ports
+from kybernate_agent.traffic.activity import Activity, fold
+from kybernate_agent.traffic.pod import PodTraffic
+from kybernate_agent.traffic.sockdiag import own_ports
 
 log = logging.getLogger(__name__)
 
@@ -145,8 +147,9 @@ class Actor:
         if self._crashes > 1:
             self.back_off(Verb.START, min(300.0, 10.0 * 2 ** (self._crashes - 2)))
 
-    def own_ports(self, pids: Sequence[int]) -> list[int]:
-        return list(own_ports(pids, self.record.pod.netns))
+    async def own_ports(self, pids: Sequence[int]) -> list[int]:
+        """Local ports of the processes' own TCP sockets: what listens, declared or not, and what is connected."""
+        return sorted(await asyncio.to_thread(own_ports, pids, self.record.pod.netns))
 
     def work_folder(self, name: str) -> Path:
         """An empty folder for CRIU's logs; the one before it is gone."""
@@ -318,10 +321,11 @@ class Actor:
                 self.services.changed(self.record.id)
             self.services.journal.forget(self.record.id)
             self.finished.set()
-        finally:
+        except asyncio.CancelledError:
             self.forget_keeper()
-            if self._traffic and self.record.phase != Phase.ENDED:
+            if self._traffic:
                 await asyncio.shield(self._traffic.close())
+            raise
 
     async def _wait(self, until: float | None) -> None:
         seconds = None if until is None else max(0.0, until - time.time())
@@ -361,9 +365,12 @@ class Actor:
         except KybernateError as error:
             self._failed(verb, error)
             self._answer_order(error)
-        except (OSError, TimeoutError) as error:
-            self._failed(verb, KybernateError(f"{self.record.id}: {verb.value}: {type(error).__name__}: {error}"))
-            self._answer_order(error)
+        except Exception as error:
+            # Nobody foresaw it: it must not end the actor, and the log must say where it came from.
+            log.exception("%s: %s", self.record.id, verb.value)
+            foreseen = KybernateError(f"{self.record.id}: {verb.value}: {type(error).__name__}: {error}")
+            self._failed(verb, foreseen)
+            self._answer_order(foreseen)
         else:
             self._failures.pop(verb, None)
             self._not_before.pop(verb, None)

@@ -7,6 +7,7 @@ holds a pidfd of each, so the death of one is an event.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import msgspec
 
 from kybernate.errors import DeadlineError, ExternalError, RefusedError
+
+log = logging.getLogger(__name__)
 
 # A verb's own deadline is kept by the keeper; this is how much longer the agent waits for its answer.
 GRACE_SECONDS = 5.0
@@ -43,7 +46,7 @@ class KeeperState(msgspec.Struct):
     runc: str = "runc"
     runc_root: str = ""
     runc_globals: list[str] = []
-    postdump: list[str] = []
+    postdump: str = ""
     cgroups: dict[str, str] = {}
     pod_uid: str = ""
     name: str = ""
@@ -80,7 +83,10 @@ class Keeper:
         """What the keeper last wrote of itself; None where it left nothing readable."""
         try:
             return msgspec.json.decode((self.folder / "state.json").read_bytes(), type=KeeperState)
-        except (OSError, msgspec.MsgspecError):
+        except OSError:
+            return None
+        except msgspec.MsgspecError as error:
+            log.error("%s/state.json: %s: hook and agent are of different versions", self.folder, error)
             return None
 
     async def _ask(self, verb: str, seconds: float, **fields: Any) -> dict[str, Any]:

@@ -39,7 +39,6 @@ async def start(actor: Actor, stage: Stage) -> None:
         record.pod.attempt += 1
         pod = await pods.recreate_container(actor.workload, record.pod)
     else:
-        await pods.remove_pod(record.pod)
         pod = await pods.start_pod(actor.workload, record.id, record.pod.uid)
     record.pod = pod
     stage.step("adopt", container=pod.container)
@@ -99,7 +98,7 @@ async def _dump_orphan(actor: Actor, stage: Stage, state: KeeperState) -> None:
     stage.step("freeze")
     await asyncio.to_thread(orphan.freeze, state.cgroups)
     pids = processes.pids_of(state.cgroups)
-    record.pod.held_ports = sorted({*record.pod.held_ports, *await asyncio.to_thread(actor.own_ports, pids)})
+    record.pod.held_ports = sorted({*record.pod.held_ports, *await actor.own_ports(pids)})
     await actor.traffic.hold(record.pod.held_ports)
     epoch = record.epoch + 1
     staging = await asyncio.to_thread(store.stage, record.id, epoch, processes.resident_bytes(pids))

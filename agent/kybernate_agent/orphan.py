@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shlex
 import signal
 import time
 from collections.abc import Mapping
@@ -53,12 +52,18 @@ class Dump:
     async def run(self, images: Path, work: Path, conf: str, seconds: float) -> dict[str, Any]:
         """As Keeper.dump. Raises KeeperError, DeadlineError."""
         folder = self._config.run / "keepers" / self._container
-        await asyncio.to_thread(self._write, folder, images, conf, time.monotonic() + seconds)
+        conf += f"action-script {self._state.postdump}\n"
+        await asyncio.to_thread((folder / "criu.conf").write_text, conf)
+        told = {
+            "KYBERNATE_CONTAINER": self._container,
+            "KYBERNATE_IMAGES": str(images),
+            "KYBERNATE_UNTIL": str(time.monotonic() + seconds),
+        }
         process = await asyncio.create_subprocess_exec(
             self._state.runc, "--root", self._state.runc_root, "checkpoint",
             "--image-path", images, "--work-path", work, self._container,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
+            start_new_session=True, env={**os.environ, **told},
         )  # fmt: skip
         try:
             async with asyncio.timeout(seconds):
@@ -68,16 +73,11 @@ class Dump:
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
             if isinstance(error, TimeoutError):
-                raise DeadlineError(f"the dump of container {self._container} took longer than {seconds:g} s") from error
+                raise DeadlineError(
+                    f"the dump of container {self._container} took longer than {seconds:g} s"
+                ) from error
             raise
         if process.returncode:
             said = stderr.decode(errors="replace").strip()[-2000:]
             raise KeeperError(container=self._container, verb="dump", cause=said)
         return {"ok": True}
-
-    def _write(self, folder: Path, images: Path, conf: str, until: float) -> None:
-        """CRIU's options and the script that asks this agent, as the keeper writes them."""
-        script = folder / "post-dump"
-        ask = [*self._state.postdump, self._container, str(images), str(until)]
-        script.write_text(f'#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0\nexec {shlex.join(ask)}\n')
-        (folder / "criu.conf").write_text(f'{conf}action-script "sh {script}"\n')

@@ -115,7 +115,7 @@ class Api(agent_pb2_grpc.AgentServicer):
     async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
         return pb.ListResponse(instances=[instance_message(a) for _, a in sorted(self._node.actors.items())])
 
-    async def Get(self, request: pb.VerbRequest, context: Context) -> pb.Instance:
+    async def Get(self, request: pb.GetRequest, context: Context) -> pb.Instance:
         try:
             return instance_message(self._node.find(request.name))
         except KybernateError as error:

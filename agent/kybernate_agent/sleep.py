@@ -23,7 +23,6 @@ from kybernate_agent import processes
 from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.keepers import KeeperError, KeeperState
 from kybernate_agent.stage import AbortedError, Stage
-from kybernate_agent.traffic import own_ports
 
 if TYPE_CHECKING:
     from kybernate_agent.actor import Actor
@@ -49,7 +48,7 @@ async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
     pids = processes.pids_of(state.cgroups)
     if not ordered:
         _refuse_busy(actor, pids, state.init_pid)
-    record.pod.held_ports = sorted(await asyncio.to_thread(own_ports, pids, record.pod.netns))
+    record.pod.held_ports = await actor.own_ports(pids)
     stage.step("hold", ports=record.pod.held_ports)
     await traffic.watch(record.pod.held_ports)
     frozen = False
@@ -132,8 +131,8 @@ async def park(actor: Actor, stage: Stage) -> None:
         raise AbortedError(f"{record.id}: it is awake")
     pids = processes.pids_of(state.cgroups)
     await asyncio.to_thread(refuse_unsuitable, actor, state, pids)
-    stage.step("stage", epoch=record.epoch + 1)
     epoch = record.epoch + 1
+    stage.step("stage", epoch=epoch)
     needed = processes.resident_bytes(pids)
     staging = await asyncio.to_thread(services.store.stage, record.id, epoch, needed)
     # An epoch is used once, also when its dump comes to nothing.

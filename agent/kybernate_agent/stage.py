@@ -40,11 +40,13 @@ class Stage:
         self._name = ""
         self._at = self.began
 
-    def step(self, name: str, **detail: Any) -> None:
-        """`name` is about to be done; the step before it is over."""
+    def step(self, name: str, *, epoch: int | None = None, **detail: Any) -> None:
+        """`name` is about to be done, with images of `epoch` where that is not the record's; the step before it is over."""
         self._close()
         self._name = name
-        self._journal.step(self.record.id, self.verb.value, name, self.record.epoch, **detail)
+        self._journal.step(
+            self.record.id, self.verb.value, name, self.record.epoch if epoch is None else epoch, **detail
+        )
 
     def _close(self) -> None:
         now = time.monotonic()

@@ -16,7 +16,7 @@ import yaml
 from kybernate.api import GpuWorkload, load
 from kybernate.errors import InvalidError, KybernateError
 from kybernate_agent.node import Node
-from kybernate_agent.standalone.folder import Folder, Invalid, Removed
+from kybernate_agent.standalone.folder import Folder, FolderEvent, Invalid, Removed
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,14 @@ class Workloads:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Take up each change of the folder until cancelled."""
+        """Take up each change of the folder until cancelled. Raises FolderGoneError."""
+        adopting = asyncio.create_task(self._adopt_known())
+        try:
+            await self._follow()
+        finally:
+            adopting.cancel()
+
+    async def _follow(self) -> None:
         async for event in self._folder.events():
             async with self._lock:
                 try:
@@ -49,14 +56,14 @@ class Workloads:
                 except KybernateError as error:
                     log.error("%s", error)
 
-    async def _take(self, event: object) -> None:
+    async def _take(self, event: FolderEvent) -> None:
         if isinstance(event, Invalid):
             log.error("%s: not taken up, what it said before goes on: %s", event.path, event.error)
         elif isinstance(event, Removed):
             for workload in self._files.pop(event.path, []):
                 self._later(workload.metadata.name)
         else:
-            await self._changed(event.path, event.workloads, event.text)  # type: ignore[attr-defined]
+            await self._changed(event.path, event.workloads, event.text)
 
     def _later(self, name: str) -> None:
         task = asyncio.create_task(self._node.unwant(name))
@@ -77,8 +84,9 @@ class Workloads:
         for workload, document in zip(workloads, documents(text), strict=True):
             await self._node.want(workload, str(path), document)
 
-    async def adopt_known(self) -> None:
-        """After the first look at the folder: instances whose manifest is gone are ended."""
+    async def _adopt_known(self) -> None:
+        """After the first look at the folder: instances whose manifest went while no agent ran are ended."""
+        await self._folder.listed.wait()
         wanted = {w.metadata.name for theirs in self._files.values() for w in theirs}
         for actor in list(self._node.actors.values()):
             if actor.record.workload not in wanted:
