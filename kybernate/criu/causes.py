@@ -166,6 +166,12 @@ KNOWN = (
         "Mount that volume in another way.",
     ),
     _known(
+        r"Mount \d+ (\S+) .*has unreachable sharing",
+        "shared-mount",
+        "the mount at {1} shares its propagation with mounts outside of the container",
+        "Set mountPropagation: None for that volume.",
+    ),
+    _known(
         r"doesn't have a proper root mount|unreachable sharing|Unable to find suitable mount point",
         "mount",
         "a mount or a file opened through it lies outside of what the container sees",

@@ -37,8 +37,8 @@ class OtherUserError(UnsuitableError):
 
 
 class OverlayInBindError(UnsuitableError):
-    """{container}: at {mountpoint} an overlay is mounted inside a bind mount; CRIU dumps that and cannot restore it.
-    Bind the folder without its submounts, or unmount the overlay."""
+    """{container}: at {mountpoint} an overlay of the host came along with a bind mount; CRIU would mount a second one
+    over the same folders. Bind the folder without its submounts, or unmount the overlay."""
 
     exit_code = 26
 

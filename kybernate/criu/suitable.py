@@ -103,9 +103,16 @@ def _refuse_terminal(container: str, init: int) -> None:
 
 
 def _refuse_overlays(container: str, init: int, destinations: Collection[str]) -> None:
-    """runc makes the mounts of config.json external; what comes along with a recursive bind is not among them."""
-    for mount in mounts(init):
-        if mount.kind == "overlay" and mount.mountpoint != "/" and mount.mountpoint not in destinations:
+    """An overlay of the host that came along with a recursive bind. runc makes the mounts of config.json external, not
+    those.
+
+    CRIU dumps such an overlay as one of the container's own. At the restore it mounts another over the same upper
+    folder: refused by the kernel (EBUSY), or else two that write to one folder and do not see each other.
+    """
+    ours = mounts(init)
+    hosts = {mount.device for mount in mounts("self")} - {mount.device for mount in ours if mount.mountpoint == "/"}
+    for mount in ours:
+        if mount.kind == "overlay" and mount.device in hosts and mount.mountpoint not in destinations:
             raise OverlayInBindError(container=container, mountpoint=mount.mountpoint)
 
 

@@ -261,6 +261,24 @@ def test_an_overlay_that_comes_with_a_recursive_bind_is_refused(tmp_path: Path) 
         run("umount", str(shared / "inner"))
 
 
+def test_a_volume_that_shares_its_propagation_is_named(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    (shared / "inner").mkdir(parents=True)
+    run("mount", "--bind", str(shared), str(shared))
+    run("mount", "--make-shared", str(shared))
+    run("mount", "-t", "tmpfs", "tmpfs", str(shared / "inner"))
+    bind = {"destination": "/shared", "type": "bind", "source": str(shared), "options": ["rbind", "rslave"]}
+    try:
+        with container(tmp_path, mounts=[bind]) as made, made.client() as client:
+            done = made.dump(tmp_path / "images", dump_conf())
+            cause = explain(made.work / "dump.log", done.stderr)
+            assert (done.returncode != 0, cause.code) == (True, "shared-mount")
+            assert "/shared/inner" in cause.message
+            assert client.ask() == "1 still here"
+    finally:
+        run("umount", "--recursive", str(shared))
+
+
 KDAT = """
 import ctypes, os, subprocess
 from pathlib import Path

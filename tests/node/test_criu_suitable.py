@@ -23,6 +23,7 @@ from kybernate.criu import (
     TracedError,
     refuse_unsuitable,
 )
+from kybernate.criu.mounts import mounts
 
 CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
 
@@ -46,7 +47,12 @@ def children(pid: int) -> list[int]:
 
 def refuse(pid: int, *others: int, sys_resource: bool = False, allow_other_users: bool = False) -> None:
     refuse_unsuitable(
-        "chat-0/server", [pid, *others], init=pid, sys_resource=sys_resource, allow_other_users=allow_other_users
+        "chat-0/server",
+        [pid, *others],
+        init=pid,
+        destinations=[mount.mountpoint for mount in mounts("self")],  # these processes see the host's mounts
+        sys_resource=sys_resource,
+        allow_other_users=allow_other_users,
     )
 
 
