@@ -51,8 +51,9 @@ clone() {
     git clone --quiet --no-hardlinks "$REPO" "$tree$inside"
 }
 
-# As pid 1 of the tree's own process ids: everything in it ends when the command does. Packages and wheels that were
-# downloaded for one tree serve the next.
+# As pid 1 of the tree's own process ids: everything in it ends when the command does. The tree becomes the root of the
+# mount namespace, not a mere chroot: in one, CRIU refuses (`The root task has another root than mntns`). Packages and
+# wheels that were downloaded for one tree serve the next.
 enter() {
     unshare --mount --pid --fork --kill-child --ipc --uts --propagation private \
         sh -euc '
@@ -67,7 +68,13 @@ enter() {
             mkdir -p "$tree/run/lock" "$cache/apt/partial" "$cache/pip" "$tree/root/.cache/pip"
             mount --bind "$cache/apt" "$tree/var/cache/apt/archives"
             mount --bind "$cache/pip" "$tree/root/.cache/pip"
-            exec chroot "$tree" "$@"
+            mkdir -p "$tree/run/machine"
+            cd "$tree"
+            pivot_root . run/machine
+            chroot /run/machine umount -l /
+            cd /
+            rmdir /run/machine
+            exec "$@"
         ' sh "$tree" "$base/cache" \
         env -i HOME=/root USER=root LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
         ${http_proxy:+"http_proxy=$http_proxy"} ${https_proxy:+"https_proxy=$https_proxy"} \
