@@ -130,7 +130,7 @@ class Container:
                 },
             ],
             "linux": {
-                "cgroupsPath": f"/kybernate-tests/{self.id}",
+                "cgroupsPath": f"/{self.id}",
                 "namespaces": [
                     *({"type": kind} for kind in ("pid", "ipc", "uts", "mount")),
                     {"type": "network", "path": f"/run/netns/{self.id}"},
