@@ -23,7 +23,7 @@ from kybernate.errors import DeadlineError, ExternalError
 from kybernate.lab import remains
 from kybernate.lab.images import PAUSE, Image, pause_image
 from kybernate.lab.network import Bridge
-from kybernate.lab.process import ProgramMissingError, run
+from kybernate.lab.process import CGROUP_ROOT, ProgramMissingError, hierarchies, run
 
 CRI_NAMESPACE = "k8s.io"
 HANDLER = "kybernate"
@@ -129,6 +129,7 @@ disabled_plugins = ["io.containerd.internal.v1.tracing", "io.containerd.nri.v1.n
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{PAUSE}"
   restrict_oom_score_adj = {"false" if has_capability(_CAP_SYS_RESOURCE) else "true"}
+  disable_cgroup = {"false" if has_cpu_controller() else "true"}
   netns_mounts_under_state_dir = true
   enable_unprivileged_ports = false
   enable_unprivileged_icmp = false
@@ -196,6 +197,15 @@ def has_capability(number: int) -> bool:
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> number & 1)
     return False
+
+
+def has_cpu_controller() -> bool:
+    """Whether CPU weights can be set, as containerd does for each sandbox.
+
+    Not so on version 2 beside version 1, where the controllers belong to the other. Containers then have cgroups
+    without limits, beside containerd's own.
+    """
+    return hierarchies() != [CGROUP_ROOT] or "cpu" in (CGROUP_ROOT / "cgroup.controllers").read_text().split()
 
 
 def cni_plugins() -> Path:

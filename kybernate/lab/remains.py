@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from kybernate.lab.process import CGROUP_ROOT, argv_of, descendants, end, hierarchies, pids
+from kybernate.lab.process import CGROUP_ROOT, argv_of, cgroups_of, descendants, end, hierarchies, pids
 
 _MNT_DETACH = 2
 
@@ -25,6 +25,8 @@ def remove(root: Path, state: Path) -> None:
     bundles = _bundles(state)
     cgroups = {path for bundle in bundles for path in _cgroups_of_bundle(bundle)}
     sockets = {path for bundle in bundles for path in _shim_socket(bundle)}
+    contained = _contained(root)
+    cgroups |= {path for pid in contained for path in cgroups_of(pid)}
     end(lambda: descendants(_daemons(root, state) | _inits(bundles)) | _contained(root))
     for path in sockets:
         path.unlink(missing_ok=True)

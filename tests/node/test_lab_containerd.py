@@ -12,6 +12,7 @@ import pytest
 from kybernate.lab import Containerd, pause_image
 from kybernate.lab.process import argv_of, descendants, hierarchies, pids, run
 
+NAME = f"lab-{os.getpid()}"
 FORWARDING = [Path("/proc/sys/net/ipv4/ip_forward"), Path("/proc/sys/net/ipv6/conf/all/forwarding")]
 
 
@@ -37,7 +38,7 @@ def network() -> list[object]:
 
 
 def start_container(lab: Containerd) -> None:
-    lab.ctr("run", "--detach", "--runc-root", str(lab.state / "runc"), pause_image().name, f"lab-{os.getpid()}")
+    lab.ctr("run", "--detach", "--cpu-shares", "0", "--runc-root", str(lab.state / "runc"), pause_image().name, NAME)
 
 
 def test_nothing_is_left_after_stop(lab: Containerd) -> None:
@@ -75,7 +76,7 @@ def test_a_killed_run_is_cleaned_up_by_the_next(lab: Containerd) -> None:
 def test_a_frozen_container_is_ended_too(lab: Containerd) -> None:
     lab.start()
     start_container(lab)
-    lab.ctr("task", "pause", f"lab-{os.getpid()}")
+    lab.ctr("task", "pause", NAME)
     lab.stop()
     assert traces(lab) == []
 

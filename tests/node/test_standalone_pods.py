@@ -19,14 +19,14 @@ from kybernate_agent.standalone.pods import HandlerMissingError, Pods, RunAsGrou
 from node_bed import PYTHON_IMAGE, NodeBed
 
 from kybernate.api import GpuWorkload, load
-from kybernate.lab.process import hierarchies
+from kybernate.lab.process import cgroups_of, hierarchies
 
 SERVER = """
 import os, signal, socket, sys
 signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
+server = socket.create_server(("::", 8080), family=socket.AF_INET6, dualstack_ipv6=True)
 print("begin", os.environ["WORD"], sorted(os.listdir("/data")), os.getuid(), flush=True)
 open("/data/seen", "w").close()
-server = socket.create_server(("::", 8080), family=socket.AF_INET6, dualstack_ipv6=True)
 while True:
     peer, _ = server.accept()
     peer.sendall(b"hello")
@@ -159,11 +159,13 @@ async def test_an_attempt_that_was_cut_short_does_not_stop_the_next(pods: Pods) 
     assert [it.container for it in await pods.find_pods()] == [again.container]
 
 
-async def test_a_removed_pod_leaves_nothing(pods: Pods, tmp_path: Path) -> None:
+async def test_a_removed_pod_leaves_nothing(pods: Pods, cri: Cri, tmp_path: Path) -> None:
     pod = await pods.start_pod(workload("web"), "web-0", new_uid())
     await logged(pods, "web-0")
-    assert cgroups(pod.uid)
+    used = cgroups_of((await cri.sandbox_status(pod.sandbox)).pid)
+    assert [path for path in used if path.exists() and path not in hierarchies()]
     await pods.remove_pod(pod)
+    assert [path for path in used if path.exists() and path not in hierarchies()] == []
     assert cgroups(pod.uid) == []
     assert not Path(pod.netns).exists()
     assert not (tmp_path / "pods" / pod.uid).exists()
