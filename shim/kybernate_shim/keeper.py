@@ -41,6 +41,7 @@ class Keeper:
         self.loop.state = lambda: record.state
         self.helper = 0
         self.work = ""
+        self.starting = False
         self.init_status: int | None = None
         self.verbs: dict[str, Callable[[Keeper, wire.Message], Step]] = {
             "freeze": sleep.freeze,
@@ -77,6 +78,8 @@ class Keeper:
             outcome = message["state"] if message["ok"] else f"{message['error']}: {message['message']}"
             self.log(f"{verb} {time.monotonic() - began:.3f} s -> {outcome}")
             client.reply(message)
+            if self.init_status is not None:
+                self.leave(self.init_status)
 
         if verb == "state":
             client.reply(self.ok(started=self.record.started, paused=self.record.paused, keeper_pid=os.getpid()))
@@ -111,9 +114,10 @@ class Keeper:
     def on_exit(self, pid: int, status: int) -> None:
         if pid != self.record.init_pid:
             return
-        if self.record.state == states.DUMPING:
-            self.init_status = status  # CRIU ends it after a commit; the dump's own end tells which it was
+        if self.record.state == states.DUMPING or self.starting:
+            self.init_status = status  # CRIU ends it after a commit; `runc start` has yet to say how it went
         elif self.record.state != states.ENDED:
+            self.loop.preempt()
             self.leave(status)
 
     # Ends
@@ -236,7 +240,9 @@ def start(keeper: Keeper, request: wire.Message) -> Step:
     if record.state == states.AWAITING:
         record.save()
         return keeper.ok()
+    keeper.starting = True
     code, words = yield from runc(keeper, ["start"], START_SECONDS)
+    keeper.starting = False
     if code == 0 and record.state == states.CREATED:
         record.enter(states.RUNNING)
     return keeper.ok(code=code, stderr=words)

@@ -113,10 +113,10 @@ class Loop:
                 step.throw(Preempted())
             except (Preempted, StopIteration):
                 pass  # it has let go
-            self._finish(Refused("ended", "a kill came first").reply(self.state()))
+            self._finish(Refused("ended", "the container ended first").reply(self.state()))
         for step, done in waiting:
             step.close()
-            done(Refused("ended", "a kill came first").reply(self.state()))
+            done(Refused("ended", "the container ended first").reply(self.state()))
 
     def forever(self) -> NoReturn:
         self._reap()

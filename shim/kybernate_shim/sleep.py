@@ -82,7 +82,7 @@ def dump(keeper: Keeper, request: Message) -> Step:
             yield from _undo_dump(keeper, was)
             raise error if isinstance(error, Refused) else Refused("dump_failed", f"cannot prepare: {error}") from error
         if not os.path.exists(record.path("committed")):
-            keeper.leave(keeper.init_status)
+            raise Refused("ended", f"{record.container} ended during the dump") from error
         yield from clear(keeper, time.monotonic() + UNDO_SECONDS)  # committed, and its init is gone: it is parked
     cgroup.switch(record.cgroups, False)
     states.remove_tree(f"{record.runc_root}/{record.container}")
@@ -116,8 +116,9 @@ def restore(keeper: Keeper, request: Message) -> Step:
         raise error if isinstance(error, Refused) else Refused("restore_failed", str(error)) from error
     record.init_pid, record.init_start = init, states.start_time(init)
     if init in keeper.loop.exits:
-        keeper.leave(keeper.loop.exits[init])  # it ended before we knew which one it was
-    record.cgroups = cgroup.of_process(init)
+        keeper.init_status = keeper.loop.exits[init]  # it ended before we knew which one it was
+    else:
+        record.cgroups = cgroup.of_process(init)
     record.enter(states.RUNNING)
     return keeper.ok()
 
