@@ -10,8 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -96,9 +95,10 @@ class AgentClient:
         """One instance. Raises NotFoundError."""
         return self._call("Get", self._stub.Get, pb.GetRequest(name=name))
 
-    def watch(self, name: str = "") -> Iterator[pb.WatchEvent]:
-        """What exists, a SYNCED, then every change until the caller stops iterating or the agent ends."""
-        return self._stream("Watch", self._stub.Watch, pb.WatchRequest(name=name))
+    def watch(self, name: str = "", *, deadline_seconds: float | None = None) -> Iterator[pb.WatchEvent]:
+        """What exists, a SYNCED, then every change until the caller stops iterating, the agent ends, or the deadline
+        passes (AgentDeadlineError)."""
+        return self._stream("Watch", self._stub.Watch, pb.WatchRequest(name=name), deadline_seconds)
 
     def apply(self, text: str, file_name: str) -> list[pb.AppliedWorkload]:
         """Take over the workloads in `text`. Raises InvalidError: the text is wrong; nothing of it was taken over."""
@@ -111,11 +111,10 @@ class AgentClient:
         *,
         wait: bool = False,
         deadline_seconds: float = STEP_SECONDS,
-        on_wait: Callable[[float], None] | None = None,
     ) -> str:
         """End and forget a workload; its name. Raises NotFoundError."""
         request = pb.DeleteRequest(name=name, wait=wait)
-        return self._call("Delete", self._stub.Delete, request, deadline_seconds, on_wait).workload
+        return self._call("Delete", self._stub.Delete, request, deadline_seconds).workload
 
     def order(
         self,
@@ -124,17 +123,14 @@ class AgentClient:
         *,
         wait: bool = False,
         deadline_seconds: float = STEP_SECONDS,
-        on_wait: Callable[[float], None] | None = None,
     ) -> pb.Instance:
         """One step, `verb` being suspend, park or resume; the instance after it (`wait`) or as it was noted.
 
-        `on_wait` is called each second with the seconds since the call. Raises NotFoundError, RefusedError (not
-        possible now), DeadlineError, ExternalError, StateLostError (nothing to resume from).
+        Raises NotFoundError, RefusedError (not possible now), DeadlineError, ExternalError, StateLostError (nothing to
+        resume from).
         """
         calls = {"suspend": self._stub.Suspend, "park": self._stub.Park, "resume": self._stub.Resume}
-        return self._call(
-            verb.capitalize(), calls[verb], pb.VerbRequest(name=name, wait=wait), deadline_seconds, on_wait
-        )
+        return self._call(verb.capitalize(), calls[verb], pb.VerbRequest(name=name, wait=wait), deadline_seconds)
 
     def logs(self, name: str, *, follow: bool = False, tail_lines: int | None = None) -> Iterator[pb.LogChunk]:
         """What the container wrote, oldest first. Raises NotFoundError."""
@@ -152,31 +148,25 @@ class AgentClient:
         method: grpc.UnaryUnaryMultiCallable[Any, Response],
         request: Message,
         deadline_seconds: float = QUICK_SECONDS,
-        on_wait: Callable[[float], None] | None = None,
     ) -> Response:
-        began = time.monotonic()
-        call = method.future(request, timeout=deadline_seconds)
         try:
-            while True:
-                try:
-                    return call.result(timeout=1.0)
-                except grpc.FutureTimeoutError:
-                    if on_wait is not None:
-                        on_wait(time.monotonic() - began)
+            return method(request, timeout=deadline_seconds)
         except grpc.RpcError as error:
             raise self._error(error, name, deadline_seconds) from error
-        finally:
-            call.cancel()
 
     def _stream(
-        self, name: str, method: grpc.UnaryStreamMultiCallable[Any, Response], request: Message
+        self,
+        name: str,
+        method: grpc.UnaryStreamMultiCallable[Any, Response],
+        request: Message,
+        deadline_seconds: float | None = None,
     ) -> Iterator[Response]:
-        # Without a deadline: it lasts as long as its reader wants. An agent that dies closes the socket, which ends it.
-        call = method(request)
+        # May be without a deadline: it lasts as long as its reader wants, and an agent that dies closes the socket.
+        call = method(request, timeout=deadline_seconds)
         try:
             yield from call
         except grpc.RpcError as error:
-            raise self._error(error, name, 0) from error
+            raise self._error(error, name, deadline_seconds or 0.0) from error
         finally:
             call.cancel()
 

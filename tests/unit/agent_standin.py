@@ -76,7 +76,7 @@ def embed() -> pb.Instance:
         state="Running",
         since=NOW - timedelta(hours=3),
         next_verb="suspend",
-        next_at=NOW + timedelta(seconds=42),
+        next_at=NOW + timedelta(minutes=42),
         ram_bytes=67108864,
         pid=4242,
     )
@@ -105,6 +105,8 @@ class Standin(rpc.AgentServicer):
         return await self._find(request.name, context)
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[pb.WatchEvent]:
+        if request.name == "hang":
+            await asyncio.Event().wait()
         yield pb.WatchEvent(type=pb.WatchEvent.ADDED, instance=chat())
         yield pb.WatchEvent(type=pb.WatchEvent.SYNCED)
         awake = chat()

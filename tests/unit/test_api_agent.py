@@ -72,10 +72,9 @@ def test_an_agent_that_does_not_answer_is_a_deadline(client: AgentClient) -> Non
         client.order("park", "hang", deadline_seconds=0.2)
 
 
-def test_waiting_is_said_each_second(client: AgentClient) -> None:
-    waited: list[float] = []
-    assert client.order("resume", "chat", wait=True, on_wait=waited.append).state == "Running"
-    assert len(waited) == 1
+def test_a_watch_ends_at_its_deadline(client: AgentClient) -> None:
+    with pytest.raises(AgentDeadlineError, match="did not answer Watch"):
+        list(client.watch("hang", deadline_seconds=0.2))
 
 
 @pytest.mark.parametrize(

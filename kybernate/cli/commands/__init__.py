@@ -1,0 +1,1 @@
+"""The commands. Each module: SUMMARY (one line), `arguments(parser)`, `run(options)` which returns the exit status."""

@@ -1,0 +1,105 @@
+"""Take over the workloads of manifests: create them, or bring them to what the manifests say.
+
+All manifests are checked first, and every problem is told with file, line and field; nothing is sent to the agent
+before all of them are right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kybernate.cli import output
+from kybernate.cli.ordering import add_wait
+from kybernate.cli.progress import Progress
+from kybernate.errors import DeadlineError, ExternalError, InvalidError, StateLostError
+
+if TYPE_CHECKING:
+    from kybernate.agentapi.client import AgentClient
+
+SUMMARY = "take over the workloads of manifests"
+SUFFIXES = {".yaml", ".yml", ".json"}
+
+
+class NotRunningError(DeadlineError):
+    """{workload}: not running after {seconds:g} s. Look with `kybernate describe {workload}` and `kybernate logs`."""
+
+
+class FailedError(ExternalError):
+    """{workload}: {state} before it ran. `kybernate describe {workload}` says why."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-f",
+        "--filename",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="a manifest, a folder of them, or - for stdin; may be given more than once",
+    )
+    add_wait(parser, "return when the workloads run")
+    output.add_format(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from kybernate.agentapi.client import AgentClient
+    from kybernate.api import ManifestError, load
+
+    texts = dict(text for name in options.filename for text in _read(name))
+    wrong = []
+    for name, text in texts.items():
+        try:
+            load(text, name)
+        except ManifestError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise InvalidError("\n".join(["nothing was applied:", *wrong]))
+    with AgentClient(options.socket) as client:
+        applied = [each for name, text in texts.items() for each in client.apply(text, name)]
+        if options.output == "table":
+            for each in applied:
+                print(f"gpuworkload {each.name} {each.outcome}", flush=True)
+        else:
+            output.print_data([{"name": each.name, "outcome": each.outcome} for each in applied], options.output)
+        if options.wait:
+            for each in applied:
+                _wait_until_running(client, each.name, options.timeout)
+    return 0
+
+
+def _read(name: str) -> list[tuple[str, str]]:
+    """(name, text) of a file, of stdin, or of every manifest in a folder."""
+    try:
+        if name == "-":
+            return [("stdin", sys.stdin.read())]
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+            if not found:
+                raise InvalidError(f"{name}: no manifest (*.yaml, *.yml, *.json) in this folder")
+            return [(str(file), file.read_text()) for file in found]
+        return [(name, path.read_text())]
+    except OSError as error:
+        raise InvalidError(f"{name}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidError(f"{name}: not UTF-8 at byte {error.start}") from error
+
+
+def _wait_until_running(client: AgentClient, workload: str, seconds: float) -> None:
+    """Follow the workload's instance until it runs, or sleeps again already."""
+    from kybernate.agentapi.client import AgentDeadlineError
+
+    with Progress(f"waiting until {workload} runs"), contextlib.suppress(AgentDeadlineError):
+        for event in client.watch(workload, deadline_seconds=seconds):
+            state = event.instance.state
+            if state in ("Running", "Suspending", "Suspended", "Parking", "Parked"):
+                return
+            if state == "StateLost":
+                raise StateLostError(f"{workload}: its state is lost; `kybernate describe {workload}` says why")
+            if state == "Failed" or event.type == event.DELETED:
+                raise FailedError(workload=workload, state=state or "deleted")
+    raise NotRunningError(workload=workload, seconds=seconds)

@@ -1,0 +1,77 @@
+"""List the instances: state, the tier that their state lives in, what comes next, and how the last wake went."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from kybernate.cli import output, view
+
+if TYPE_CHECKING:
+    from kybernate.agentapi._pb import agent_pb2 as pb
+
+SUMMARY = "list instances"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", default="", help="only this instance or workload")
+    parser.add_argument("-w", "--watch", action="store_true", help="go on with every change, a line each")
+    output.add_format(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from kybernate.agentapi.client import AgentClient
+
+    with AgentClient(options.socket) as client:
+        if options.watch:
+            if options.name:
+                client.get(options.name)  # what does not exist is an error, not an endless silence
+            _follow(client.watch(options.name), options.output)
+            return 0
+        found = [client.get(options.name)] if options.name else client.instances()
+    if options.output != "table":
+        data = [view.plain(instance) for instance in found]
+        output.print_data(data[0] if options.name else data, options.output)
+    elif not found:
+        print("No instances. `kybernate apply -f FILE` makes some.")
+    else:
+        print("\n".join(_lines(output.Table(view.HEADER), found)))
+    return 0
+
+
+def _lines(table: output.Table, instances: list[pb.Instance]) -> list[str]:
+    rows = [view.row(instance) for instance in instances]
+    return table.lines(rows, [view.colours(instance.state) for instance in instances])
+
+
+def _follow(events: Iterator[pb.WatchEvent], form: str) -> None:
+    """What exists at once, as the widths of the table need it; then each change."""
+    from kybernate.agentapi._pb.agent_pb2 import WatchEvent
+
+    table = output.Table(view.HEADER)
+    existing: list[pb.Instance] | None = []
+    for event in events:
+        if form != "table":
+            _print_event(event, form)
+        elif event.type == WatchEvent.SYNCED:
+            print("\n".join(_lines(table, existing or [])), flush=True)
+            existing = None
+        elif existing is not None:
+            existing.append(event.instance)
+        else:
+            state = "Deleted" if event.type == WatchEvent.DELETED else event.instance.state
+            print(table.line(view.row(event.instance, state), view.colours(state)), flush=True)
+
+
+def _print_event(event: pb.WatchEvent, form: str) -> None:
+    """JSON: one line an event; YAML: one document an event."""
+    if not event.HasField("instance"):
+        return
+    data = {"type": event.Type.Name(event.type), "instance": view.plain(event.instance)}
+    if form == "json":
+        print(json.dumps(data, ensure_ascii=False), flush=True)
+    else:
+        print("---")
+        output.print_data(data, form)

@@ -1,0 +1,28 @@
+"""Every exit status that an error can end with is documented."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+
+import kybernate_agent
+
+import kybernate
+from kybernate.cli.exit_codes import MEANINGS
+from kybernate.errors import KybernateError
+
+
+def leaves(kind: type[KybernateError] = KybernateError) -> Iterator[type[KybernateError]]:
+    yield kind
+    for sub in kind.__subclasses__():
+        yield from leaves(sub)
+
+
+def test_every_errors_exit_status_has_a_meaning() -> None:
+    for package in (kybernate, kybernate_agent):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    ours = {kind for kind in leaves() if kind.__module__.split(".")[0] in ("kybernate", "kybernate_agent")}
+    assert {kind.__name__: kind.exit_code for kind in ours if kind.exit_code not in MEANINGS} == {}
