@@ -25,9 +25,9 @@ def remove(root: Path, state: Path) -> None:
     bundles = _bundles(state)
     cgroups = {path for bundle in bundles for path in _cgroups_of_bundle(bundle)}
     sockets = {path for bundle in bundles for path in _shim_socket(bundle)}
-    contained = _contained(root)
-    cgroups |= {path for pid in contained for path in cgroups_of(pid)}
-    end(lambda: descendants(_daemons(root, state) | _inits(bundles)) | _contained(root))
+    inside = contained(root)
+    cgroups |= {path for pid in inside for path in cgroups_of(pid)}
+    end(lambda: descendants(_daemons(root, state) | _inits(bundles)) | contained(root))
     for path in sockets:
         path.unlink(missing_ok=True)
     unmount_below(state)
@@ -78,7 +78,7 @@ def _knows(pid: int, bundle: Path) -> bool:
     return bundle.name in Path(f"/proc/{pid}/cgroup").read_text() or bundle.name in "\0".join(argv_of(pid))
 
 
-def _contained(root: Path) -> set[int]:
+def contained(root: Path) -> set[int]:
     """Processes whose root file system is an overlay that writes below `root`."""
     word = f"upperdir={root}/"
     found = set()

@@ -1,0 +1,251 @@
+"""`python -m kybernate.lab.demo [--keep]`: a model server goes to sleep and comes back, live, on this machine.
+
+All of it is real and none of it stays: a containerd of its own, the installed shim, the agent, and a server with a
+loaded model. Every figure is measured while it is shown; what should hold and does not ends the demo with an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from kybernate.agentapi.client import AgentClient
+from kybernate.errors import DeadlineError, ExternalError, KybernateError, RefusedError
+from kybernate.lab.clean import DEMO
+from kybernate.lab.images import python_image
+from kybernate.lab.node import LabNode
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "model-server"
+IMAGE = "localhost/kybernate-model-server:1"
+INSTANCE = "chat-0"
+PORT = 8080
+QUERY = "Who naps at home?"
+STATE_SECONDS = 60.0
+ANSWER_SECONDS = 60.0
+MIB = 1 << 20
+
+
+class DemoError(ExternalError):
+    """The demo saw something else than it should have: {message}. The agent's log: {log}"""
+
+
+class NotRootError(RefusedError):
+    """The demo starts containers and needs root: sudo ./dev demo"""
+
+
+class NoAnswerError(DeadlineError):
+    """The model server did not answer at {ip}:{port} within {seconds:g} s: {reason}"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server said, and how long it took from the connect to the last byte."""
+
+    requests: int
+    best: str
+    ranking: Any
+    seconds: float
+
+
+class Show:
+    """Lines on the terminal: what happened, how long it took, and what it means."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+    def line(self, what: str, seconds: float | None = None, text: str = "") -> None:
+        clock = f"{time.monotonic() - self._began:6.1f} s"
+        print(f"{self._paint(clock, 2)}  {self._paint(f'{what:<18}', 1)} {duration(seconds):>8}  {text}", flush=True)
+
+    def _paint(self, text: str, code: int) -> str:
+        return f"\033[{code}m{text}\033[0m" if self._colours else text
+
+
+def duration(seconds: float | None) -> str:
+    """`2.31 s`, `180 ms`, `4.1 ms`."""
+    if seconds is None:
+        return ""
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
+
+
+def ask(ip: str) -> Answer:
+    """One request over a connection of its own. Raises OSError, http.client.HTTPException."""
+    began = time.monotonic()
+    connection = http.client.HTTPConnection(ip, PORT, timeout=ANSWER_SECONDS)
+    try:
+        connection.request("GET", f"/rank?query={quote(QUERY)}")
+        body = json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+    seconds = time.monotonic() - began
+    return Answer(body["requests"], body["answer"][0]["sentence"], body["answer"], seconds)
+
+
+def first_answer(ip: str) -> Answer:
+    """Ask until the server listens. Raises NoAnswerError."""
+    limit = time.monotonic() + ANSWER_SECONDS
+    while True:
+        try:
+            return ask(ip)
+        except (OSError, http.client.HTTPException) as error:
+            if time.monotonic() > limit:
+                raise NoAnswerError(ip=ip, port=PORT, seconds=ANSWER_SECONDS, reason=error) from error
+        time.sleep(0.01)
+
+
+class Demo:
+    """The story, on a node that is up."""
+
+    def __init__(self, node: LabNode, client: AgentClient, show: Show) -> None:
+        self._node, self._client, self._show = node, client, show
+        self._ip = ""
+
+    def tell(self) -> None:
+        cold, first = self._cold_start()
+        awake = self._node.memory_bytes()
+        self._show.line("a request", first.seconds, f"“{QUERY}” → {first.best}  (request {first.requests})")
+        self._show.line("idle", None, "nobody calls; suspendAfter is 3 s, parkAfter 4 s")
+        frozen = self._until("Suspended")
+        text = f"frozen in memory: {self._node.memory_bytes() / MIB:.0f} MiB stay, no CPU"
+        self._show.line("suspended", seconds_of(frozen, "suspend"), text)
+        ram = self._wake("RAM", first)
+        self._until("Suspended")
+        self._show.line("suspended", None, "idle again; this time nobody calls before parkAfter")
+        parked = self._until("Parked")
+        self._show_parked(parked, awake)
+        nvme = self._wake("NVME", ram)
+        self._summary(cold, ram, nvme)
+
+    def _cold_start(self) -> tuple[float, Answer]:
+        began = time.monotonic()
+        self._client.apply((EXAMPLE / "workload.yaml").read_text(), "workload.yaml")
+        self._ip = self._until("Running").ip
+        cold_answer = first_answer(self._ip)
+        cold = time.monotonic() - began
+        self._show.line("cold start", cold, "from `apply` to the first answer: sandbox, Python, the model's weights")
+        answer = ask(self._ip)
+        self._check(answer.ranking == cold_answer.ranking, "two answers to one question differ")
+        return cold, answer
+
+    def _wake(self, tier: str, before: Answer) -> Answer:
+        answer = ask(self._ip)
+        same = answer.ranking == before.ranking and answer.requests == before.requests + 1
+        self._check(same, f"after {tier} the server answered {answer}, before it {before}")
+        woken_from = self._client.get(INSTANCE).last_wake_from
+        self._check(woken_from == tier, f"it was woken from {woken_from or 'nothing'}, not from {tier}")
+        text = f"same answer; the counter in its memory went on: request {answer.requests}"
+        self._show.line(f"woken from {tier}", answer.seconds, text)
+        return answer
+
+    def _show_parked(self, parked: Any, awake_bytes: int) -> None:
+        left = self._node.memory_bytes()
+        stored = f"{parked.stored_bytes / MIB:.0f} MiB on disk, hashed and sealed"
+        text = f"its memory is gone: {awake_bytes / MIB:.0f} MiB → {left / MIB:.0f} MiB; {stored}"
+        self._show.line("parked", seconds_of(parked, "park"), text)
+        tasks = self._node.containerd.ctr("task", "list").splitlines()
+        status = next((line.split()[2] for line in tasks if line.startswith(parked.container_id)), "gone")
+        self._check(status == "RUNNING", f"containerd says that the container is {status}")
+        self._show.line("containerd", None, f"sees a container that is {status}")
+
+    def _summary(self, cold: float, ram: Answer, nvme: Answer) -> None:
+        print(
+            f"\n    cold start   {duration(cold):>8}\n    from NVME    {duration(nvme.seconds):>8}   "
+            f"{cold / nvme.seconds:.0f} times as fast\n    from RAM     {duration(ram.seconds):>8}   "
+            f"{cold / ram.seconds:.0f} times as fast\n",
+            flush=True,
+        )
+
+    def _until(self, state: str) -> Any:
+        """The instance as soon as it is in this state."""
+        for event in self._client.watch(INSTANCE, deadline_seconds=STATE_SECONDS):
+            if event.instance.state == state:
+                return event.instance
+            self._check(event.instance.state not in ("Failed", "StateLost"), f"it is {event.instance.state}")
+        raise DemoError(f"the agent ended before {INSTANCE} was {state}", log=self._node.log)
+
+    def _check(self, holds: bool, otherwise: str) -> None:
+        if not holds:
+            raise DemoError(otherwise, log=self._node.log)
+
+
+def seconds_of(instance: Any, verb: str) -> float | None:
+    """How long the last step of this kind took."""
+    return next((step.seconds for step in reversed(instance.history) if step.verb == verb), None)
+
+
+def go_on(node: LabNode, ip: str) -> str:
+    return f"""It goes on. By hand, as root:
+    export KYBERNATE_SOCKET={node.socket}
+    {Path(sys.executable).with_name("kybernate")} get --watch
+    curl 'http://{ip}:{PORT}/rank?query=Who+naps'
+    ctr -a {node.containerd.socket} -n k8s.io task list
+The agent's log is {node.log}. `./dev clean` ends it and removes everything."""
+
+
+def run_demo(keep: bool) -> None:
+    """Raises KybernateErrors; leaves nothing behind, unless it succeeds and `keep` is wanted."""
+    if os.geteuid() != 0:
+        raise NotRootError
+    show = Show()
+    node = LabNode(DEMO)
+    if node.exists:
+        node.down()
+        show.line("cleaned up", None, "what an earlier demo left")
+    show.line(
+        "image", None, "Python of this machine, a model out of a wheel; no registry (the first time: half a minute)"
+    )
+    image = timed(show, "image ready", lambda: python_image(
+        IMAGE, files={"app.py": EXAMPLE / "server.py"}, requirements=EXAMPLE / "requirements.lock"
+    ))  # fmt: skip
+    kept = False
+    try:
+        timed(show, "node ready", lambda: node.up([image]), "a private containerd, the shim, the agent")
+        with node.client() as client:
+            Demo(node, client, show).tell()
+            if keep:
+                print(go_on(node, client.get(INSTANCE).ip))
+                kept = True
+                return
+            timed(show, "deleted", lambda: client.delete("chat", wait=True))
+    finally:
+        if not kept:
+            timed(show, "cleaned up", node.down, "nothing is left")
+
+
+def timed(show: Show, what: str, do: Callable[[], Any], text: str = "") -> Any:
+    began = time.monotonic()
+    result = do()
+    show.line(what, time.monotonic() - began, text)
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="kybernate demo", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--keep", action="store_true", help="leave it running, and say how to go on by hand")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        run_demo(options.keep)
+    except KybernateError as error:
+        print(f"\ndemo: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
