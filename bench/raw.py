@@ -29,6 +29,7 @@ from kybernate.lab.process import ProgramError, end, run
 RUNC_NAME = "runc restore"
 CRIU_NAME = "criu restore"
 _STEP_SECONDS = 60.0
+_RUNC: tuple[str, ...] = ("runc", "--root", "/run/bench-runc")
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -38,7 +39,7 @@ class EndDeadlineError(DeadlineError):
 
 @dataclass
 class RawRunc:
-    """A freezer in a container that was made by runc alone. `parked` is where its images lie on disk."""
+    """A freezer in a container like another one, made by runc alone. `parked` is where its images lie on disk."""
 
     folder: Path
     container: str
@@ -49,28 +50,33 @@ class RawRunc:
     def parked(self) -> Path:
         return self.folder / "images"
 
-    def park(self, images: Path | None = None) -> None:
-        """`runc checkpoint` into `images`, which is made anew. Raises ProgramError, ProgramDeadlineError."""
-        images = images or self.parked
-        self._conf(criu.dump_conf())
-        shutil.rmtree(images, ignore_errors=True)
-        images.mkdir(parents=True)
-        self._runc("checkpoint", "--image-path", images, "--work-path", self._work(), self.container)
+    def park(self) -> None:
+        """`runc checkpoint` into `parked`. Raises ProgramError, ProgramDeadlineError."""
+        self._checkpoint(self.parked)
 
     def park_durably(self, memory: Path) -> float:
-        """Milliseconds of a checkpoint into `memory` (a tmpfs) and a copy of it on disk, with fsync."""
+        """Milliseconds of a checkpoint into `memory` (a tmpfs) and a copy of it into `parked`, with fsync."""
         shutil.rmtree(self.parked, ignore_errors=True)
+        shutil.rmtree(memory, ignore_errors=True)
         began = time.perf_counter()
-        self.park(memory)
+        self._checkpoint(memory)
         copy_durably(memory, self.parked)
         return (time.perf_counter() - began) * 1000
 
     def wake(self) -> float:
         """Milliseconds from the start of `runc restore` to the full reply. Raises ReplyError, ProgramError."""
+        criu.drop_empty_tmpfs(self.parked)
         self._conf(criu.restore_conf())
         words: list[str | Path] = ["restore", "--detach", "--bundle", self.folder, "--image-path", self.parked]
         words += ["--work-path", self._work(), "--manage-cgroups-mode", "ignore", self.container]
-        return _timed([*self._runc_argv(), *words], self.net.address, self.text)
+        return _timed([*_RUNC, *words], self.net.address, self.text)
+
+    def _checkpoint(self, images: Path) -> None:
+        shutil.rmtree(images, ignore_errors=True)
+        images.mkdir(parents=True)
+        pid = json.loads(run([*_RUNC, "state", self.container]))["pid"]
+        self._conf(criu.dump_conf(empty_tmpfs=criu.empty_tmpfs(pid)))
+        _quiet([*_RUNC, "checkpoint", "--image-path", images, "--work-path", self._work(), self.container])
 
     def _conf(self, text: str) -> None:
         (self.folder / "criu.conf").write_text(text)
@@ -79,46 +85,39 @@ class RawRunc:
         (self.folder / "work").mkdir(exist_ok=True)
         return self.folder / "work"
 
-    def _runc_argv(self) -> list[str | Path]:
-        return ["runc", "--root", "/run/bench-runc"]
-
-    def _runc(self, *words: str | Path) -> None:
-        _quiet([*self._runc_argv(), *words])
-
 
 @contextlib.contextmanager
-def raw_runc(containerd: Containerd, size_mib: int, number: int) -> Iterator[RawRunc]:
-    """A freezer of this size, serving, in a container of runc's; its root is an overlay of the same image."""
-    container = f"runc-{size_mib}"
+def raw_runc(containerd: Containerd, like: Path, number: int) -> Iterator[RawRunc]:
+    """A second container from the config.json of the bundle `like`, serving: the same mounts, masks and arguments.
+
+    Its root is an overlay of the same image, its network namespace and its cgroup are its own.
+    """
+    container = f"runc-{number}"
     folder = containerd.root.parent / container
-    folder.mkdir()
     rootfs = folder / "rootfs"
-    rootfs.mkdir()
+    rootfs.mkdir(parents=True)
     with namespace(containerd.bridge.name, number) as net:
         found = RawRunc(folder, container, net, f"{container}-{time.time_ns()}")
         try:
             containerd.ctr("images", "mount", "--rw", freezer.image().name, str(rootfs))
-            config = _config(folder, rootfs, net, size_mib)
-            (folder / "config.json").write_text(json.dumps(config))
-            found._runc("run", "--detach", "--bundle", folder, container)
+            (folder / "config.json").write_text(json.dumps(_config(like, rootfs, net)))
+            _quiet([*_RUNC, "run", "--detach", "--bundle", folder, container])
             freezer.remember(net.address, found.text)
             yield found
         finally:
             with contextlib.suppress(ProgramError):
-                found._runc("delete", "--force", container)
+                _quiet([*_RUNC, "delete", "--force", container])
             with contextlib.suppress(ProgramError):
                 containerd.ctr("images", "unmount", "--rm", str(rootfs))
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _config(folder: Path, rootfs: Path, net: Namespace, size_mib: int) -> dict[str, Any]:
-    """What `runc spec` proposes, with the freezer in it."""
-    if not (folder / "config.json").exists():
-        run(["runc", "spec", "--bundle", folder])
-    config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
-    config["process"].update(terminal=False, args=["/freezer", "-memory", str(size_mib)])
-    config["root"] = {"path": str(rootfs), "readonly": False}
-    config["annotations"] = {"org.criu.config": str(folder / "criu.conf")}
+def _config(like: Path, rootfs: Path, net: Namespace) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((like / "config.json").read_bytes())
+    config["root"]["path"] = str(rootfs)
+    config["linux"]["cgroupsPath"] = f"/kybernate-bench/{rootfs.parent.name}"
+    config["annotations"] = {"org.criu.config": str(rootfs.parent / "criu.conf")}
+    config.pop("hooks", None)
     for entry in config["linux"]["namespaces"]:
         if entry["type"] == "network":
             entry["path"] = net.path
