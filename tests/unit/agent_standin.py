@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from kybernate.agentapi._pb import agent_pb2 as pb
 from kybernate.agentapi._pb import agent_pb2_grpc as rpc
@@ -21,7 +22,12 @@ from kybernate.agentapi.address import SocketAddress
 from kybernate.agentapi.status import METADATA_LIMIT_BYTES, abort
 from kybernate.errors import InvalidError, NotFoundError, RefusedError, StateLostError
 
-NOW = datetime.now(UTC)
+START = int(time.time())
+
+
+def at(seconds: int) -> Timestamp:
+    """So many seconds after the stand-in was loaded."""
+    return Timestamp(seconds=START + seconds)
 
 
 class QueueHeldError(RefusedError):
@@ -38,10 +44,10 @@ def chat() -> pb.Instance:
         namespace="default",
         state="Parked",
         tier="NVME",
-        since=NOW - timedelta(minutes=12),
+        since=at(-720),
         ram_bytes=0,
         stored_bytes=71303168,
-        last_activity=NOW - timedelta(minutes=23),
+        last_activity=at(-1380),
         last_wake_seconds=0.14,
         last_wake_from="NVME",
         epoch=4,
@@ -50,11 +56,11 @@ def chat() -> pb.Instance:
         ip="10.88.0.7",
         image="localhost/chat:1",
         conditions=[
-            pb.Condition(type="NotSuspendable", status="False", reason="Suitable", message="", last_transition=NOW)
+            pb.Condition(type="NotSuspendable", status="False", reason="Suitable", message="", last_transition=at(0))
         ],
         history=[
             pb.Transition(
-                at=NOW - timedelta(minutes=12),
+                at=at(-720),
                 verb="park",
                 from_state="Suspended",
                 to_state="Parked",
@@ -63,7 +69,7 @@ def chat() -> pb.Instance:
                 outcome="done",
             )
         ],
-        events=[pb.Event(at=NOW, type="Warning", reason="WakeTimeout", message="a request waited 120 s")],
+        events=[pb.Event(at=at(0), type="Warning", reason="WakeTimeout", message="a request waited 120 s")],
     )
 
 
@@ -74,9 +80,9 @@ def embed() -> pb.Instance:
         workload="embed",
         namespace="default",
         state="Running",
-        since=NOW - timedelta(hours=3),
+        since=at(-10800),
         next_verb="suspend",
-        next_at=NOW + timedelta(minutes=42),
+        next_at=at(2520),
         ram_bytes=67108864,
         pid=4242,
     )

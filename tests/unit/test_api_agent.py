@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from agent_standin import Server
 
 from kybernate.agentapi import generate
 from kybernate.agentapi.client import AgentClient, AgentDeadlineError, NoAgentError
-from kybernate.errors import InvalidError, NotFoundError, RefusedError, StateLostError
+from kybernate.errors import InvalidError, KybernateError, NotFoundError, RefusedError, StateLostError
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,9 @@ def test_calls_answer_over_a_socket_whose_path_is_too_long_for_the_kernel(client
     ],
     ids=["get", "suspend", "resume", "apply", "logs"],
 )
-def test_the_agents_error_is_raised_here_with_its_name_and_exit_code(client, call, kind, name, exit_code) -> None:  # type: ignore[no-untyped-def]
+def test_the_agents_error_is_raised_here_with_its_name_and_exit_code(
+    client: AgentClient, call: Callable[[AgentClient], object], kind: type[KybernateError], name: str, exit_code: int
+) -> None:
     with pytest.raises(kind) as caught:
         call(client)
     assert (type(caught.value).__name__, caught.value.exit_code) == (name, exit_code)
@@ -86,7 +88,7 @@ def test_a_watch_ends_at_its_deadline(client: AgentClient) -> None:
     ],
     ids=["no socket", "nobody listens", "not a socket"],
 )
-def test_no_agent_says_which_socket_and_what_to_do(tmp_path: Path, prepare, says: str) -> None:  # type: ignore[no-untyped-def]
+def test_no_agent_says_which_socket_and_what_to_do(tmp_path: Path, prepare: Callable[[str], object], says: str) -> None:
     prepare(f"{tmp_path}/agent.sock")
     with pytest.raises(NoAgentError, match=says) as caught:
         AgentClient(tmp_path / "agent.sock")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import pytest
 import yaml
@@ -37,6 +37,10 @@ class Ended(NamedTuple):
     err: str
 
 
+class Run(Protocol):
+    def __call__(self, *arguments: str, stdin: str = "", **environment: str) -> Ended: ...
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("run") / "agent.sock")
@@ -45,7 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def kybernate(server: Server):  # type: ignore[no-untyped-def]
+def kybernate(server: Server) -> Run:
     """Runs the program towards the stand-in. On a pipe, unless `terminal`."""
 
     def run(*arguments: str, stdin: str = "", **environment: str) -> Ended:
@@ -80,7 +84,7 @@ def on_terminal(server: Server, *arguments: str, **environment: str) -> str:
     return said.decode()
 
 
-def test_get_is_a_table(kybernate) -> None:
+def test_get_is_a_table(kybernate: Run) -> None:
     status, out, _ = kybernate("get")
     assert status == 0
     header, chat, embed = (re.split(r" {3,}", re.sub(r" {2,}", "   ", line)) for line in out.splitlines())
@@ -90,7 +94,7 @@ def test_get_is_a_table(kybernate) -> None:
     assert (chat[3][:3], embed[4][:11]) == ("12m", "suspend in ")
 
 
-def test_get_is_data_for_programs(kybernate) -> None:
+def test_get_is_data_for_programs(kybernate: Run) -> None:
     chat, embed = json.loads(kybernate("get", "-o", "json").out)
     assert (chat["name"], chat["state"], chat["tier"], chat["storedBytes"]) == ("chat-0", "Parked", "NVME", 71303168)
     assert chat["lastWake"] == {"seconds": 0.14, "from": "NVME"}
@@ -100,7 +104,7 @@ def test_get_is_data_for_programs(kybernate) -> None:
     assert yaml.safe_load(kybernate("get", "chat", "-o", "yaml").out) == chat
 
 
-def test_watch_goes_on_with_changes(kybernate) -> None:
+def test_watch_goes_on_with_changes(kybernate: Run) -> None:
     status, out, _ = kybernate("get", "--watch")
     lines = [line.split() for line in out.splitlines()]
     assert status == 0
@@ -120,7 +124,7 @@ def test_watch_goes_on_with_changes(kybernate) -> None:
     assert documents == events
 
 
-def test_describe_tells_all(kybernate) -> None:
+def test_describe_tells_all(kybernate: Run) -> None:
     status, out, _ = kybernate("describe", "chat")
     assert status == 0
     for part in ("Parked since", "Stored:         68Mi", "0.14s from NVME", "History:", "dump 0.200, commit 0.100",
@@ -128,7 +132,7 @@ def test_describe_tells_all(kybernate) -> None:
         assert part in out
 
 
-def test_apply_sends_what_is_right(kybernate, server: Server, tmp_path: Path) -> None:
+def test_apply_sends_what_is_right(kybernate: Run, server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(MANIFEST)
     (tmp_path / "notes.txt").write_text("no manifest")
     assert kybernate("apply", "-f", str(tmp_path)) == Ended(0, "gpuworkload chat created\n", "")
@@ -137,7 +141,7 @@ def test_apply_sends_what_is_right(kybernate, server: Server, tmp_path: Path) ->
     assert kybernate("apply", "-f", "-", "--wait", stdin=MANIFEST).status == 0
 
 
-def test_apply_refuses_all_when_one_is_wrong(kybernate, server: Server, tmp_path: Path) -> None:
+def test_apply_refuses_all_when_one_is_wrong(kybernate: Run, server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(MANIFEST)
     (tmp_path / "b.yaml").write_text(MANIFEST.replace("spec:\n", "spec:\n  gpu: {}\n  idle: {parkAfter: 1m}\n", 1))
     seen = len(server.standin.seen)
@@ -147,7 +151,7 @@ def test_apply_refuses_all_when_one_is_wrong(kybernate, server: Server, tmp_path
 
 
 @pytest.mark.parametrize("name", ["nowhere.yaml", "empty", "binary"])
-def test_apply_says_what_cannot_be_read(kybernate, tmp_path: Path, name: str) -> None:
+def test_apply_says_what_cannot_be_read(kybernate: Run, tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     status, _, err = kybernate("apply", "-f", str(tmp_path / name))
@@ -167,12 +171,12 @@ VERBS = [
 @pytest.mark.parametrize(
     ("arguments", "status", "out"), VERBS, ids=lambda it: " ".join(it) if type(it) is tuple else ""
 )
-def test_verbs(kybernate, server: Server, arguments: tuple[str, ...], status: int, out: str) -> None:
+def test_verbs(kybernate: Run, server: Server, arguments: tuple[str, ...], status: int, out: str) -> None:
     assert kybernate(*arguments) == Ended(status, out, "")
     assert (server.standin.seen[-1].name, server.standin.seen[-1].wait) == (arguments[1], "--wait" in arguments)
 
 
-def test_what_takes_longer_than_a_second_is_said_on_stderr(kybernate, server: Server) -> None:
+def test_what_takes_longer_than_a_second_is_said_on_stderr(kybernate: Run, server: Server) -> None:
     assert kybernate("resume", "chat", "--wait", "-o", "json").err == "resume chat ... 1s\n"
     assert "\r\033[Kresume chat ... 1s\r\033[K" in on_terminal(server, "resume", "chat", "--wait")
 
@@ -200,14 +204,16 @@ FAILURES = [
 @pytest.mark.parametrize(
     ("arguments", "status", "says"), FAILURES, ids=lambda it: " ".join(it) if type(it) is tuple else ""
 )
-def test_a_failure_has_its_own_exit_status_and_says_why(kybernate, arguments, status: int, says: str) -> None:
+def test_a_failure_has_its_own_exit_status_and_says_why(
+    kybernate: Run, arguments: tuple[str, ...], status: int, says: str
+) -> None:
     ended = kybernate(*arguments)
     assert (ended.status, ended.out) == (status, "")
     assert says in ended.err
     assert "Traceback" not in ended.err
 
 
-def test_logs_keep_streams_and_bytes_apart(kybernate) -> None:
+def test_logs_keep_streams_and_bytes_apart(kybernate: Run) -> None:
     assert kybernate("logs", "chat") == Ended(0, "one\ntwo \N{REPLACEMENT CHARACTER}\nthree\n", "oops\n")
     assert kybernate("logs", "chat", "--tail", "1", "-f").out == "three\n"
 
@@ -216,7 +222,7 @@ SHOW = 'echo "$IN_CONTAINER: $* $(cat)"; exit 7'
 
 
 @pytest.mark.parametrize("arguments", [("chat", "--"), ("chat",), ("-i", "chat", "--"), ("chat", "-i", "--")])
-def test_exec_becomes_the_command(kybernate, arguments: tuple[str, ...]) -> None:
+def test_exec_becomes_the_command(kybernate: Run, arguments: tuple[str, ...]) -> None:
     status, out, _ = kybernate("exec", *arguments, "sh", "-c", SHOW, "sh", "-x", "--", "y", stdin="input")
     assert (status, out) == (7, f"yes: -x -- y {'input' if '-i' in arguments else ''}\n")
 
@@ -225,7 +231,7 @@ def test_exec_with_a_terminal(server: Server) -> None:
     assert "yes tty" in on_terminal(server, "exec", "chat", "-it", "--", "sh", "-c", "test -t 0 && echo $IN_CONTAINER")
 
 
-def test_colours_only_on_a_terminal_that_wants_them(kybernate, server: Server) -> None:
+def test_colours_only_on_a_terminal_that_wants_them(kybernate: Run, server: Server) -> None:
     assert "\033[36mParked" in on_terminal(server, "get")
     assert "\033[" not in on_terminal(server, "get", NO_COLOR="1")
     assert "\033[" not in on_terminal(server, "get", TERM="dumb")
@@ -249,7 +255,7 @@ def test_an_interrupt_ends_without_a_trace(server: Server) -> None:
         assert (process.wait(10), process.stderr.read().startswith("kybernate: interrupted")) == (130, True)
 
 
-def test_help_is_there_for_every_command(kybernate) -> None:
+def test_help_is_there_for_every_command(kybernate: Run) -> None:
     assert all(f"    {name} " in kybernate("help").out for name in COMMANDS)
     assert "25  there is no room in the tier store" in kybernate("help", "exit-codes").out
     assert "--tail" in kybernate("help", "logs").out
@@ -257,7 +263,7 @@ def test_help_is_there_for_every_command(kybernate) -> None:
 
 
 @pytest.mark.parametrize(("command", "module"), [("agent", "kybernate_agent"), ("demo", "kybernate.lab.demo")])
-def test_agent_and_demo_become_their_modules(kybernate, tmp_path: Path, command: str, module: str) -> None:
+def test_agent_and_demo_become_their_modules(kybernate: Run, tmp_path: Path, command: str, module: str) -> None:
     stand_in = tmp_path.joinpath(*module.split(".")).with_suffix(".py")
     stand_in.parent.mkdir(parents=True, exist_ok=True)
     stand_in.write_text("import sys; print(sys.argv[1:]); sys.exit(9)")

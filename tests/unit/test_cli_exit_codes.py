@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Iterator
 
 import kybernate_agent
@@ -24,5 +25,8 @@ def test_every_errors_exit_status_has_a_meaning() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    ours = {kind for kind in leaves() if kind.__module__.split(".")[0] in ("kybernate", "kybernate_agent")}
-    assert {kind.__name__: kind.exit_code for kind in ours if kind.exit_code not in MEANINGS} == {}
+    # Those that stand in a module: the client makes more, of the names that come over the wire.
+    ours = [kind for kind in leaves() if getattr(sys.modules[kind.__module__], kind.__name__, None) is kind]
+    named = {kind.__name__: kind.exit_code for kind in ours if kind.__module__.startswith("kybernate")}
+    assert len(named) > 10
+    assert {name: code for name, code in named.items() if code not in MEANINGS} == {}

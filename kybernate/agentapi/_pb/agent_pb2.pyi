@@ -410,7 +410,7 @@ class Instance(_message.Message):
     workload: _builtins.str
     namespace: _builtins.str
     state: _builtins.str
-    """Starting | Running | Suspending | Suspended | Parking | Parked | Resuming | Ending | Failed | StateLost"""
+    """Starting | Running | Suspending | Suspended | Parking | Parked | Resuming | Rescuing | Ending | StateLost"""
     tier: _builtins.str
     """Where the state lives while it sleeps: RAM | NVME; empty while awake without a GPU."""
     next_verb: _builtins.str
@@ -561,7 +561,7 @@ class Transition(_message.Message):
     to_state: _builtins.str
     seconds: _builtins.float
     outcome: _builtins.str
-    """done | failed | refused"""
+    """done | failed"""
     message: _builtins.str
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp: ...
