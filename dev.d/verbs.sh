@@ -20,12 +20,16 @@ verb_lint() {
     check "ruff format" "$PYTHON" -m ruff format --check .
     check "mypy" "$PYTHON" -m mypy kybernate agent/kybernate_agent shim/kybernate_shim tests bench
     check "import floors" env PYTHONPATH=agent:shim .venv/bin/lint-imports
-    for script in dev dev.d/*.sh tests/fresh/*.sh; do
-        check "sh -n $script" sh -n "$script"
-    done
-    check "bash -n .ci/run" bash -n .ci/run
+    check "shell scripts" scripts_parse
     [ -z "$failed" ] || die "lint failed:$failed"
     say "lint: all is well"
+}
+
+scripts_parse() {
+    bash -n .ci/run || return
+    for script in dev dev.d/*.sh tests/fresh/*.sh; do
+        sh -n "$script" || return
+    done
 }
 
 verb_bench() {
