@@ -109,7 +109,7 @@ def _create_managed(hook: Hook, bundle: str, config: oci.Config) -> int:
                 "runc_globals": command.globals,
                 "create_options": _without(command.options, "--pid-file"),
                 "pid_file": os.path.abspath(pid_file) if (pid_file := command.option("--pid-file")) else "",
-                "postdump": hook.lib + "/post-dump",
+                "lib": hook.lib,
                 "cgroups": cgroup.of_path(path) if restore else {},
             },
         ).save()
@@ -119,10 +119,24 @@ def _create_managed(hook: Hook, bundle: str, config: oci.Config) -> int:
         raise
     if outcome["ok"]:
         return 0
-    record.discard(folder, 0)
-    if "message" in outcome:
-        raise Failed(outcome["message"])
-    return int(outcome["code"])  # runc has said why, in the same places
+    if "message" not in outcome:
+        record.discard(folder, 0)
+        return int(outcome["code"])  # runc has said why, in the same places
+    _undo(hook, folder)
+    raise Failed(outcome["message"])
+
+
+def _undo(hook: Hook, folder: str) -> None:
+    """The keeper failed, perhaps after runc had made the container."""
+    import subprocess
+
+    from kybernate_shim import cgroup, record
+
+    argv = [hook.runc, *hook.command.globals, "delete", "--force", hook.command.container]
+    subprocess.run(argv, check=False, stderr=subprocess.DEVNULL, timeout=30)
+    known = record.Record.load(folder)
+    cgroup.remove(known.cgroups)
+    record.discard(folder, known.keeper_pid)
 
 
 def _make_folder(hook: Hook, folder: str) -> None:
@@ -134,7 +148,11 @@ def _make_folder(hook: Hook, folder: str) -> None:
     if os.path.isdir(folder):
         if hook.keeper("state") is not None:
             raise Failed(f"container with id {hook.command.container} already exists")
-        record.discard(folder, 0)
+        try:
+            pid = record.Record.load(folder).keeper_pid
+        except (FileNotFoundError, ValueError):
+            pid = 0
+        record.discard(folder, pid)
     os.mkdir(folder, 0o700)
 
 

@@ -176,16 +176,18 @@ def exec_(hook: Hook) -> int:
     now = hook.keeper("state")
     if now is None:
         hook.pass_on()
+    if now["state"] != "running":
+        hook.agent("exec", WAKE_SECONDS, container=hook.command.container)
+        hook.pass_on()
     from kybernate_shim import wire
 
     request = {"verb": "exec", "container": hook.command.container}
     try:
         reply = wire.ask(f"{hook.run}/hook.sock", request, WAKE_SECONDS)
-        if reply.get("ok") is not True:
-            raise Failed(f"kybernate agent could not wake it: {reply.get('message', reply.get('error'))}")
     except (wire.Unreachable, wire.NoAnswer):
-        if now["state"] != "running":
-            hook.agent("exec", WAKE_SECONDS, container=hook.command.container)
+        hook.pass_on()
+    if reply.get("ok") is not True:
+        raise Failed(f"kybernate agent refused exec: {reply.get('message', reply.get('error'))}")
     hook.pass_on()
 
 

@@ -20,6 +20,7 @@ from kybernate_shim.record import replace
 ENTRIES = {
     "hook.py": "from kybernate_shim.hook import main\nmain({run!r}, {next!r}, {lib!r}, sys.argv[1:])\n",
     "keeper.py": "from kybernate_shim.keeper import main\nmain(sys.argv[1], int(sys.argv[2]))\n",
+    "unrepair.py": "from kybernate_shim.unrepair import main\nsys.exit(main(sys.argv[1:]))\n",
     "postdump.py": "from kybernate_shim.postdump import main\nsys.exit(main({run!r}, *sys.argv[1:]))\n",
 }
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -88,11 +88,11 @@ class Keeper:
         elif verb == "delete":
             self.delete(bool(request.get("force")), done)
         elif verb in self.verbs:
-            self.loop.begin(self._guarded(self.verbs[verb](self, request)), done)
+            self.loop.begin(self.guarded(self.verbs[verb](self, request)), done)
         else:
             done(Refused("bad_request", f"unknown verb {verb!r}").reply(self.record.state))
 
-    def _guarded(self, step: Step) -> Step:
+    def guarded(self, step: Step) -> Step:
         """A verb that fails in a way nobody foresaw ends alone: the keeper, and the container with it, live on."""
         was = self.record.state
         try:
@@ -132,6 +132,8 @@ class Keeper:
                 if pid not in (os.getpid(), record.init_pid):
                     process.kill(pid, number)
             process.kill(record.init_pid, number)
+            if number == signal.SIGKILL and record.paused:
+                cgroup.switch(record.cgroups, False)  # v1 delivers nothing to a frozen group
             done(self.ok())
         elif number in TERMINATING:
             self.finish(number, done)
@@ -214,7 +216,7 @@ def create(keeper: Keeper) -> Step:
         pid = keeper.helper = process.spawn([*argv, record.container], None)
         if not (yield Wait(time.monotonic() + START_SECONDS, child=pid)):
             process.kill_group(pid)
-            return {"ok": False, "code": 1, "message": f"runc create did not end within {START_SECONDS:.0f} s"}
+            raise Refused("deadline", f"runc create did not end within {START_SECONDS:.0f} s")
         keeper.helper = 0
         if code := os.waitstatus_to_exitcode(keeper.loop.exits[pid]):
             return {"ok": False, "code": abs(code)}
@@ -308,7 +310,7 @@ def main(folder: str, ready: int) -> NoReturn:
         if not message["ok"]:
             os._exit(1)
 
-    keeper.loop.begin(create(keeper), created)
+    keeper.loop.begin(keeper.guarded(create(keeper)), created)
     keeper.loop.forever()
 
 

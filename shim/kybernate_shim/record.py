@@ -44,7 +44,7 @@ class Record:
         self.runc_globals: list[str] = facts["runc_globals"]
         self.create_options: list[str] = facts.get("create_options", [])
         self.pid_file: str = facts.get("pid_file", "")
-        self.postdump: str = facts.get("postdump", "")
+        self.lib: str = facts.get("lib", "")
         self.cgroups: dict[str, str] = facts.get("cgroups", {})
         self.pod_uid: str = facts.get("pod_uid", "")
         self.name: str = facts.get("name", "")

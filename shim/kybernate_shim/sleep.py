@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 
 from kybernate_shim import cgroup, mounts, process
@@ -218,9 +219,20 @@ def _undo_dump(keeper: Keeper, was: str) -> Generator[Wait, bool, None]:
     record = keeper.record
     states.remove_tree(record.path("runc"))
     yield from _settle(keeper, False, time.monotonic() + UNDO_SECONDS)
+    yield from _end_repair(keeper)
     if was == states.FROZEN:
         yield from _settle(keeper, True, time.monotonic() + UNDO_SECONDS)
     record.enter(was)
+
+
+def _end_repair(keeper: Keeper) -> Generator[Wait, bool, None]:
+    """Connections that a killed CRIU held in repair mode go on."""
+    record = keeper.record
+    pids = [str(pid) for pid in cgroup.processes(record.cgroups)]
+    argv = [sys.executable, "-IS", f"{record.lib}/unrepair.py", *pids]
+    pid = process.spawn(argv, record.path("stderr"))
+    yield Wait(time.monotonic() + UNDO_SECONDS, child=pid)
+    keeper.log(process.tail(record.path("stderr")))
 
 
 def _undo_restore(keeper: Keeper, work: str, was: str) -> Generator[Wait, bool, None]:
@@ -252,5 +264,9 @@ def _write_conf(record: states.Record, conf: str) -> None:
     """CRIU's options of this dump. The script lies in PREFIX: /run is often mounted noexec."""
     if os.path.exists(record.path("committed")):
         os.unlink(record.path("committed"))
-    lines = [conf.rstrip("\n"), f"freeze-cgroup {cgroup.freezer(record.cgroups)}", f"action-script {record.postdump}"]
+    lines = [
+        conf.rstrip("\n"),
+        f"freeze-cgroup {cgroup.freezer(record.cgroups)}",
+        f"action-script {record.lib}/post-dump",
+    ]
     states.replace(record.path("criu.conf"), "\n".join(lines) + "\n")

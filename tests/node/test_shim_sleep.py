@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +37,13 @@ def as_told(bed: Bed) -> Iterator[None]:
 def wakeups(pid: int) -> int:
     """How often a process has gone to sleep by itself: once for each time that it was woken."""
     return int(Path(f"/proc/{pid}/status").read_text().split("voluntary_ctxt_switches:")[1].split()[0])
+
+
+def connect(port: int) -> socket.socket | None:
+    try:
+        return socket.create_connection(("127.0.0.1", port), 5)
+    except ConnectionRefusedError:
+        return None
 
 
 def test_unmanaged_container_runs_without_a_keeper(bed: Bed) -> None:
@@ -109,10 +118,39 @@ def test_dump_without_an_agent_is_vetoed(bed: Bed) -> None:
 
 
 def test_agent_that_never_answers_post_dump_is_a_veto_before_the_deadline(bed: Bed) -> None:
-    bed.agent.answers["post-dump"] = lambda request: time.sleep(0.4) or None
+    answer = threading.Event()
+    bed.agent.answers["post-dump"] = lambda request: answer.wait(30) or None
     container = bed.container(COUNT)
-    assert container.dump(deadline_seconds=4)["error"] == "dump_failed"
+    try:
+        assert container.dump(deadline_seconds=4)["error"] == "dump_failed"
+    finally:
+        answer.set()
     container.grows()
+
+
+@pytest.mark.parametrize("was", ["running", "frozen"])
+def test_connections_go_on_after_a_criu_that_was_killed_in_the_middle(bed: Bed, was: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    container = bed.container(f"sleep 1000 | /bin/busybox nc -l -p {port}", options=("--net-host",))
+    client = until(lambda: connect(port))
+    client.sendall(b"before\n")
+    until(lambda: container.lines() == ["before"])
+    if was == "frozen":
+        container.ok("freeze")
+    script = bed.root / "prefix/lib/post-dump"
+    kept = script.read_text()
+    script.write_text('#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] && sleep 100\nexit 0\n')
+    try:
+        assert container.dump(deadline_seconds=1.5)["error"] == "deadline"
+    finally:
+        script.write_text(kept)
+    assert container.state() == was
+    if was == "frozen":
+        container.ok("thaw")
+    client.sendall(b"after\n")
+    until(lambda: container.lines() == ["before", "after"])
+    client.close()
 
 
 def test_hanging_dump_ends_at_its_deadline_and_the_container_runs_on(bed: Bed) -> None:
