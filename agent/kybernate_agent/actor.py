@@ -357,8 +357,11 @@ class Actor:
         order = self._order
         ordered = order is not None and order.verb in (verb, Verb.PARK)
         try:
-            async with Stage(self.services.journal, self.record, verb, reason) as stage:
-                await self._verb(verb, stage, ordered)
+            try:
+                async with Stage(self.services.journal, self.record, verb, reason) as stage:
+                    await self._verb(verb, stage, ordered)
+            finally:
+                self.busy = None
         except AbortedError as error:
             if ordered:
                 self._answer_order(error)

@@ -55,6 +55,7 @@ class Sandbox:
     uid: str = ""
     netns: str = ""
     ip: str = ""
+    more_ips: tuple[str, ...] = ()
     pid: int = 0
 
 
@@ -151,6 +152,7 @@ class Cri:
             uid=status.metadata.uid,
             netns=next((it.get("path", "") for it in namespaces if it.get("type") == "network"), ""),
             ip=status.network.ip,
+            more_ips=tuple(it.ip for it in status.network.additional_ips),
             pid=int(info.get("pid") or 0),
         )
 

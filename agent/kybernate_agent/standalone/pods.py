@@ -20,7 +20,7 @@ from kybernate.errors import InvalidError, KybernateError, NotFoundError, Refuse
 from kybernate_agent.config import AgentConfig
 from kybernate_agent.instance import Pod
 from kybernate_agent.standalone import translate
-from kybernate_agent.standalone.cri import Cri, CriNotFoundError
+from kybernate_agent.standalone.cri import Cri, CriNotFoundError, Sandbox
 from kybernate_agent.standalone.kubelet import refuse_kubelets
 from kybernate_agent.standalone.translate import Place
 
@@ -83,22 +83,24 @@ class Pods:
         sandbox = ""
         try:
             sandbox = await self._cri.run_sandbox(translate.sandbox_config(workload, place), self._handler)
-            container = await self._start_container(workload, place, sandbox, 0)
             found = await self._cri.sandbox_status(sandbox)
+            await asyncio.to_thread(_write_hosts, place, found)
+            container = await self._start_container(workload, place, sandbox, 0)
         except BaseException:
             await asyncio.shield(self._remove_sandboxes(uid))
             raise
         return Pod(uid=uid, sandbox=sandbox, container=container, netns=found.netns, ip=found.ip)
 
     async def recreate_container(self, workload: GpuWorkload, pod: Pod) -> Pod:
-        """A new container, as attempt `pod.attempt`, in the sandbox that stands. The old one is removed
-        afterwards: until then its writable layer can be read. A failure leaves the old one.
+        """A new container, as attempt `pod.attempt`, in the sandbox that stands. The old one is ended
+        first and removed last: until then its writable layer can be read. A failure leaves it.
 
         Raises the errors of `Cri`.
         """
         sandbox = await self._cri.sandbox_status(pod.sandbox)
         place = self._place(sandbox.labels[INSTANCE], pod.uid)
         for container in await self._cri.containers(pod.sandbox):
+            await self._cri.stop_container(container.id, 0)  # never two live ones
             if container.id != pod.container and container.metadata.attempt >= pod.attempt:
                 await self._cri.remove_container(container.id)  # of a start that was cut short
         await self._prepare(workload, place)
@@ -157,9 +159,9 @@ class Pods:
         return self._state / "logs" / instance
 
     def _place(self, instance: str, uid: str) -> Place:
-        volumes = self._state / "pods" / uid / "volumes"
+        own = self._state / "pods" / uid
         cgroup = translate.cgroup_of(uid, self._systemd)
-        return Place(instance, uid, self._agent, self._logs(instance), volumes, cgroup)
+        return Place(instance, uid, self._agent, self._logs(instance), own / "volumes", own / "etc-hosts", cgroup)
 
     async def _prepare(self, workload: GpuWorkload, place: Place) -> None:
         if not await self._cri.has_image(workload.container.image):
@@ -201,6 +203,12 @@ def _make_folders(workload: GpuWorkload, place: Place) -> None:
     for folder in translate.empty_dirs(workload, place):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o777)  # as the kubelet: the container may run as any user
+
+
+def _write_hosts(place: Place, sandbox: Sandbox) -> None:
+    place.hosts.parent.mkdir(parents=True, exist_ok=True)
+    place.hosts.write_text(translate.hosts_file(place.instance, [sandbox.ip, *sandbox.more_ips]))
+    place.hosts.chmod(0o644)
 
 
 def _remove_cgroup(path: str) -> None:

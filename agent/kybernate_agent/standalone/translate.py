@@ -19,6 +19,7 @@ from kybernate_agent.standalone._pb import cri_pb2 as pb
 AGENT = f"{GROUP}/agent"
 """Label: which agent a pod belongs to, where several share a containerd."""
 
+_HOSTS = "/etc/hosts"
 _CPU_PERIOD_US = 100_000
 _LEAST_CPU_QUOTA_US = 1_000
 _LEAST_CPU_SHARES = 2
@@ -32,14 +33,16 @@ READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 
 @dataclass(frozen=True)
 class Place:
-    """One pod of one instance, and where its things lie: `logs` and `volumes` are folders of the machine, `cgroup` is
-    the parent of the cgroups of sandbox and container. `agent` is the value of the label AGENT."""
+    """One pod of one instance, and where its things lie: `logs` and `volumes` are folders of the machine, `hosts` the
+    file that is the container's /etc/hosts, `cgroup` the parent of the cgroups of sandbox and container. `agent` is the
+    value of the label AGENT."""
 
     instance: str
     uid: str
     agent: str
     logs: Path
     volumes: Path
+    hosts: Path
     cgroup: str
 
 
@@ -90,6 +93,12 @@ def container_config(workload: GpuWorkload, place: Place, attempt: int) -> pb.Co
     )
 
 
+def hosts_file(instance: str, addresses: Sequence[str]) -> str:
+    """The pod's /etc/hosts, with its own name in it: a program that asks for it must not wait for a name server."""
+    own = "".join(f"{address}\t{instance}\n" for address in addresses)
+    return f"# Written by Kybernate.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}"
+
+
 def empty_dirs(workload: GpuWorkload, place: Place) -> list[Path]:
     """The folders that must exist before the container is made."""
     return [place.volumes / it.name for it in workload.spec.template.spec.volumes if it.host_path is None]
@@ -105,10 +114,13 @@ def _namespaces() -> pb.NamespaceOption:
 
 def _mounts(container: Container, volumes: Sequence[Volume], place: Place) -> list[pb.Mount]:
     sources = {it.name: it.host_path.path if it.host_path else str(place.volumes / it.name) for it in volumes}
-    return [
+    mounts = [
         pb.Mount(container_path=it.mount_path, host_path=sources[it.name], readonly=it.read_only)
         for it in container.volume_mounts
     ]
+    if not any(it.mount_path.rstrip("/") in ("/etc", _HOSTS) for it in container.volume_mounts):
+        mounts.append(pb.Mount(container_path=_HOSTS, host_path=str(place.hosts)))
+    return mounts
 
 
 def _resources(container: Container) -> pb.LinuxContainerResources:
