@@ -16,6 +16,7 @@ from pathlib import Path
 from kybernate_shim.install import install
 
 from kybernate.lab import Containerd, Image, python_image
+from kybernate.lab.clean import TESTS, remove_dead_tests
 
 PYTHON_IMAGE = "localhost/kybernate-test-python:1"
 """Python and busybox of this machine; the workload brings what runs."""
@@ -40,8 +41,8 @@ class NodeBed:
 @contextlib.contextmanager
 def open_node_bed() -> Iterator[NodeBed]:
     """A bed with PYTHON_IMAGE in it; what killed sessions left is removed first."""
-    _remove_dead()
-    name = f"kybtest-{os.getpid()}"
+    remove_dead_tests()
+    name = f"{TESTS}{os.getpid()}"
     prefix, run = Path("/run", f"{name}.prefix"), Path("/run", f"{name}.run")
     launcher = prefix / "bin" / "kybernate-runc"
     containerd = Containerd(Path("/var/tmp", name), name, launcher=launcher)
@@ -53,11 +54,3 @@ def open_node_bed() -> Iterator[NodeBed]:
         containerd.stop()
         for folder in (prefix, run):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_dead() -> None:
-    for root in Path("/var/tmp").glob("kybtest-*"):
-        if not Path("/proc", root.name.removeprefix("kybtest-")).exists():
-            Containerd(root, root.name).stop()
-            for folder in Path("/run").glob(f"{root.name}.*"):
-                shutil.rmtree(folder, ignore_errors=True)

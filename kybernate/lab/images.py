@@ -29,9 +29,14 @@ from kybernate.lab import debian, wheels
 from kybernate.lab.process import run
 
 PAUSE = "localhost/kybernate-pause:1"
-_FORMAT = "2"
+_FORMAT = "3"
 _KEEP_SECONDS = 24 * 3600
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+_ETC: dict[str, Path | bytes] = {
+    "etc/passwd": b"root:x:0:0::/root:/bin/sh\n",
+    "etc/group": b"root:x:0:\n",
+    "etc/nsswitch.conf": b"hosts: files dns\n",
+}
 _EMPTY_FOLDERS = ("dev", "etc", "proc", "root", "run", "sys", "tmp", "var", "var/tmp", "usr", "usr/bin")
 
 
@@ -78,7 +83,7 @@ def python_image(
 
     Raises debian.PackageMissingError, wheels.WheelsError.
     """
-    everything: dict[str, Path | bytes] = {"etc/passwd": b"root:x:0:0::/root:/bin/sh\n", **(files or {})}
+    everything: dict[str, Path | bytes] = {**_ETC, **(files or {})}
     needs = ["python3", "busybox-static", "libstdc++6", *packages]
     trees = {"opt/wheels": wheels.installed(requirements, cache())} if requirements else {}
     environment = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/root", **(env or {})}

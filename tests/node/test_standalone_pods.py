@@ -233,6 +233,12 @@ async def test_exec_runs_in_the_container(pods: Pods, cri: Cri) -> None:
     assert (code, out, err) == (4, b"web-0\n", b"no\n")
 
 
+async def test_a_pod_knows_its_own_name_without_a_name_server(pods: Pods, cri: Cri) -> None:
+    pod = await pods.start_pod(workload("web"), "web-0", new_uid())
+    lookup = "import socket; print(socket.gethostbyname(socket.gethostname()))"
+    assert await cri.exec_sync(pod.container, ["python3", "-c", lookup], 10) == (0, f"{pod.ip}\n".encode(), b"")
+
+
 async def test_the_end_of_a_container_is_an_event(pods: Pods, cri: Cri) -> None:
     pod = await pods.start_pod(workload("web"), "web-0", new_uid())
     await logged(pods, "web-0")

@@ -12,6 +12,7 @@ from kybernate.api import GpuWorkload, load
 
 PLACE = translate.Place(
     instance="chat-0", uid="u-1", agent="a", logs=Path("/lib/logs/chat-0"), volumes=Path("/lib/pods/u-1/volumes"),
+    hosts=Path("/lib/pods/u-1/etc-hosts"),
     cgroup="/kybernate-pods/podu-1",
 )  # fmt: skip
 
@@ -81,8 +82,20 @@ def test_volumes_become_mounts() -> None:
     assert [(it.container_path, it.host_path, it.readonly) for it in config.mounts] == [
         ("/data", "/lib/pods/u-1/volumes/d", False),
         ("/srv", "/srv", True),
+        ("/etc/hosts", "/lib/pods/u-1/etc-hosts", False),
     ]
     assert translate.empty_dirs(made, PLACE) == [Path("/lib/pods/u-1/volumes/d")]
+
+
+def test_a_volume_over_etc_hosts_wins() -> None:
+    made = workload("volumeMounts: [{name: d, mountPath: /etc/hosts}]", "[{name: d, emptyDir: {}}]")
+    assert len(translate.container_config(made, PLACE, 0).mounts) == 1
+
+
+def test_the_hosts_file_has_the_pods_own_name() -> None:
+    text = translate.hosts_file("chat-0", ["10.0.0.2", "fd00::2"])
+    assert "10.0.0.2\tchat-0\nfd00::2\tchat-0\n" in text
+    assert "127.0.0.1\tlocalhost" in text
 
 
 def test_user_and_group() -> None:
