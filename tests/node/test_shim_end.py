@@ -188,15 +188,34 @@ def test_forced_delete_leaves_nothing_in_every_state(bed: Bed, prepare: Callable
     until(lambda: record.start_time(known["keeper_pid"]) == 0)
 
 
-@pytest.mark.parametrize("action", ["start", "restore"])
-def test_delete_before_the_start_leaves_nothing(bed: Bed, action: str) -> None:
-    model = bed.container(COUNT)
-    bed.agent.answers["create"] = {"ok": True, "action": action}
-    name, bundle = f"created-{action}", bed.root / f"created-{action}"
+def bundle_like(model: Container, name: str) -> Path:
+    """A bundle for another container with the rootfs of `model`, to call the launcher without containerd."""
+    bundle = model.bed.root / name
     bundle.mkdir()
     config = json.loads(Path(model.record()["bundle"], "config.json").read_text())
     config["root"]["path"], config["linux"]["cgroupsPath"] = str(model.rootfs), f"/default/{name}"
     (bundle / "config.json").write_text(json.dumps(config))
+    return bundle
+
+
+def test_keeper_that_fails_after_runc_made_the_container_takes_it_away_again(bed: Bed) -> None:
+    model = bed.container(COUNT)
+    bundle = bundle_like(model, "half-made")
+    words = ("create", "--bundle", str(bundle), "--pid-file", "/none/such/pid", "half-made")
+    with open(bundle / "stderr", "w") as stderr:
+        ran = model.runc(*words, capture_output=False, stdout=subprocess.DEVNULL, stderr=stderr)
+    assert ran.returncode == 1
+    assert "/none/such" in (bundle / "stderr").read_text()
+    assert not (bed.run / "keepers/half-made").exists()
+    assert groups_of("/default/half-made") == []
+    assert not (bed.root / "runc/default/half-made").exists()
+
+
+@pytest.mark.parametrize("action", ["start", "restore"])
+def test_delete_before_the_start_leaves_nothing(bed: Bed, action: str) -> None:
+    model, name = bed.container(COUNT), f"created-{action}"
+    bundle = bundle_like(model, name)
+    bed.agent.answers["create"] = {"ok": True, "action": action}
     words = ("create", "--bundle", str(bundle), "--pid-file", f"{bundle}/pid", name)
     model.runc(*words, check=True, capture_output=False, stdout=subprocess.DEVNULL)
     folder, keeper = bed.run / "keepers" / name, int((bundle / "pid").read_text())
