@@ -85,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments and arguments[0] in PASSED_ON:
             status: int = PASSED_ON[arguments[0]].pass_on(arguments[1:])
             return status
-        options = parser().parse_args(arguments)
+        dashes = arguments.index("--") if "exec" in arguments and "--" in arguments else len(arguments)
+        options = parser().parse_args(arguments[:dashes])
+        options.behind_dashes = arguments[dashes:]  # argparse of each Python has its own idea of what becomes of --
         status = COMMANDS[options.command].run(options)
         sys.stdout.flush()
     except KybernateError as error:

@@ -227,6 +227,11 @@ def test_exec_becomes_the_command(kybernate: Run, arguments: tuple[str, ...]) ->
     assert (status, out) == (7, f"yes: -x -- y {'input' if '-i' in arguments else ''}\n")
 
 
+def test_exec_keeps_the_commands_own_dashes(kybernate: Run) -> None:
+    assert kybernate("exec", "chat", "printf", "--", "%s", "-x").out == "-x"
+    assert kybernate("exec", "chat", "--", "printf", "--", "%s", "--").out == "--"
+
+
 def test_exec_with_a_terminal(server: Server) -> None:
     assert "yes tty" in on_terminal(server, "exec", "chat", "-it", "--", "sh", "-c", "test -t 0 && echo $IN_CONTAINER")
 

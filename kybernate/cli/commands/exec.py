@@ -47,18 +47,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _command(options: argparse.Namespace) -> list[str]:
     """The command; switches between the name and `--` are ours, as with kubectl."""
-    before, dashes, behind = list(options.argv), False, []
-    if "--" in before:
-        at = before.index("--")
-        before, dashes, behind = before[:at], True, before[at + 1 :]
-    if dashes and all(each in _SWITCHES for each in before):
+    before, behind = options.argv, options.behind_dashes
+    if behind and all(each in _SWITCHES for each in before):
         switches = "".join(_SWITCHES[each] for each in before)
         options.stdin, options.tty = options.stdin or "i" in switches, options.tty or "t" in switches
-        before = []
-    elif dashes:
-        before = [*options.argv]
-        behind = []
-    command = before + behind
+        before, behind = [], behind[1:]
+    command = [*before, *behind]
     if not command or command[0].startswith("-"):
         raise InvalidError("exec needs a command: kybernate exec [-i] [-t] NAME -- COMMAND [ARGUMENT ...]")
     return command
