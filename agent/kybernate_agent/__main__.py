@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from kybernate import criu
-from kybernate.errors import KybernateError
+from kybernate.criu import kdat
+from kybernate.errors import DeadlineError, ExternalError, KybernateError, RefusedError
 from kybernate.store import FolderStore, load_key
 from kybernate_agent.config import AgentConfig, load_config, prepare_folders
 from kybernate_agent.journal import Journal
@@ -30,6 +31,7 @@ log = logging.getLogger("kybernate_agent")
 async def serve(config: AgentConfig) -> None:
     """Take up what runs, then serve until told to end. Raises KybernateErrors that make a start impossible."""
     prepare_folders(config)
+    await asyncio.to_thread(_keep_criu_quick)
     facts = await asyncio.to_thread(criu.preflight)
     news = News()
     pods = await Pods.connect(config)
@@ -67,6 +69,17 @@ async def serve(config: AgentConfig) -> None:
         await node.close()
         await pods.close()
         journal.close()
+
+
+def _keep_criu_quick() -> None:
+    """CRIU probes the kernel at every call where its cache cannot be kept; without the cache it only takes longer."""
+    try:
+        if kdat.clear_stale():
+            log.info("removed a stale /run/criu.kdat.tmp")
+        if kdat.prime():
+            log.info("made CRIU's cache of the kernel's features: /run/criu.kdat")
+    except (ExternalError, RefusedError, DeadlineError) as error:
+        log.warning("%s", error)
 
 
 def main() -> int:

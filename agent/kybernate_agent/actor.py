@@ -1,8 +1,8 @@
 """One instance, run by one task: look, decide, do, look again.
 
-Everything from outside (a packet, an order, a hook's question, a process that ends) only changes what the actor knows and
-pokes it. Verbs run one at a time, in the actor's own task, so no two of them ever meet. An end cancels the verb under
-way; the keeper lets a kill pre-empt whatever it does.
+Everything from outside (a packet, an order, a hook's question, a process that ends) only changes what the actor knows
+and pokes it. Verbs run one at a time, in the actor's own task, so no two of them ever meet. An end cancels the verb
+under way; the keeper lets a kill pre-empt whatever it does.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from kybernate.api import GpuWorkload
 from kybernate.errors import KybernateError, RefusedError, StateLostError
 from kybernate_agent import life, processes, sleep, wake
 from kybernate_agent.decide import Decision, decide
-from kybernate_agent.instance import Condition, Order, Phase, Policy, Record, Verb, View
+from kybernate_agent.instance import Condition, Phase, Policy, Record, Verb, View
 from kybernate_agent.keepers import Keeper, KeeperGoneError, KeeperState, Watch
+from kybernate_agent.orders import Callers, Orders
 from kybernate_agent.policy import policy_of
 from kybernate_agent.services import Services
 from kybernate_agent.stage import AbortedError, Stage
@@ -63,9 +63,8 @@ class Actor:
         self._watch: Watch | None = None
         self._traffic: PodTraffic | None = None
         self._activity: Activity | None = None
-        self._order: Order | None = None
-        self._order_done: asyncio.Future[None] | None = None
-        self._waiting_awake: set[asyncio.Future[None]] = set()
+        self._orders = Orders(record.id)
+        self._callers = Callers()
         self._not_before: dict[Verb, float] = {}
         self._failures: dict[Verb, int] = {}
         self._started_at = 0.0
@@ -164,10 +163,7 @@ class Actor:
     def awake(self) -> None:
         """The processes run: whoever waited for that goes on."""
         self.wake_wanted = ""
-        for waiting in self._waiting_awake:
-            if not waiting.done():
-                waiting.set_result(None)
-        self._waiting_awake.clear()
+        self._callers.awake()
 
     def say(self, condition: Condition) -> None:
         if self.record.set_condition(condition):
@@ -208,16 +204,11 @@ class Actor:
             return
         if self.record.phase == Phase.LOST:
             raise StateLostError(f"{self.record.id}: its state is lost; see `kybernate describe {self.record.id}`")
-        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting_awake.add(waiting)
         self.call(reason)
         try:
-            async with asyncio.timeout(seconds):
-                await waiting
+            await self._callers.wait(seconds)
         except TimeoutError as error:
             raise RefusedError(f"{self.record.id}: not awake after {seconds:g} s; see `kybernate describe`") from error
-        finally:
-            self._waiting_awake.discard(waiting)
 
     async def order(self, verb: Verb, wait: bool) -> None:
         """What a person asks for, once. Raises what the verb raised, where `wait`."""
@@ -225,23 +216,11 @@ class Actor:
             return
         if self.record.phase not in (Phase.RUNNING, Phase.SUSPENDED, Phase.PARKED):
             raise RefusedError(f"{self.record.id}: cannot {verb.value} while it is {self.record.phase.value}")
-        self._answer_order(RefusedError(f"{self.record.id}: another order came"))
-        self._order = Order(verb, time.time())
-        self._order_done = asyncio.get_running_loop().create_future()
+        done = self._orders.give(verb)
         self._not_before.pop(verb, None)
         self.poke()
         if wait:
-            await asyncio.shield(self._order_done)
-
-    def _answer_order(self, error: BaseException | None = None) -> None:
-        done, self._order, self._order_done = self._order_done, None, None
-        if done is None or done.done():
-            return
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-            done.exception()  # an order that nobody waits for must not be reported as never retrieved
+            await asyncio.shield(done)
 
     def reconfigure(self, workload: GpuWorkload, text: str) -> None:
         """The same template with another policy: nothing has to begin anew."""
@@ -282,7 +261,7 @@ class Actor:
             in_flight_since=max(activity.in_flight.values(), default=None) if activity else None,
             wake_wanted=bool(self.wake_wanted),
             held_since=self._held_since(now),
-            order=self._order,
+            order=self._orders.current,
             not_before=dict(self._not_before),
             keeper_alive=self._watch is not None,
             processes_alive=state is not None and processes.is_alive(state.init_pid, state.init_start),
@@ -300,7 +279,7 @@ class Actor:
     def _sample(self, now: float) -> Activity | None:
         if self.record.phase != Phase.RUNNING or self._traffic is None:
             return None
-        if self.policy.suspend_after is None and self._order is None:
+        if self.policy.suspend_after is None and self._orders.current is None:
             return None
         sample = self._traffic.sample()
         self._activity = fold(self._activity, sample, now, self.workload.ports)
@@ -354,7 +333,7 @@ class Actor:
             self.busy = None
 
     async def _perform(self, verb: Verb, reason: str) -> None:
-        order = self._order
+        order = self._orders.current
         ordered = order is not None and order.verb in (verb, Verb.PARK)
         try:
             try:
@@ -364,26 +343,26 @@ class Actor:
                 self.busy = None
         except AbortedError as error:
             if ordered:
-                self._answer_order(error)
+                self._orders.answer(error)
         except KybernateError as error:
             self._failed(verb, error)
-            self._answer_order(error)
+            self._orders.answer(error)
         except Exception as error:
             # Nobody foresaw it: it must not end the actor, and the log must say where it came from.
             log.exception("%s: %s", self.record.id, verb.value)
             foreseen = KybernateError(f"{self.record.id}: {verb.value}: {type(error).__name__}: {error}")
             self._failed(verb, foreseen)
-            self._answer_order(foreseen)
+            self._orders.answer(foreseen)
         else:
             self._failures.pop(verb, None)
             self._not_before.pop(verb, None)
             if (told := TOLD.get(verb)) is not None:
                 self.record.event("Normal", told, f"{reason}; took {stage.seconds:.3f} s", time.time())
                 self.services.journal.save(self.record)
-            if order is not None and self._order is order and self.record.phase in SETTLED_BY[order.verb]:
-                self._answer_order()
+            if order is not None and self._orders.current is order and self.record.phase in SETTLED_BY[order.verb]:
+                self._orders.answer()
             elif verb == Verb.RESUME and order is not None and order.verb != Verb.RESUME:
-                self._answer_order(RefusedError(f"{self.record.id}: a call came and it was woken"))
+                self._orders.answer(RefusedError(f"{self.record.id}: a call came and it was woken"))
 
     async def _verb(self, verb: Verb, stage: Stage, ordered: bool) -> None:
         match verb:
@@ -412,9 +391,7 @@ class Actor:
         """What a failed verb leads to; the verb itself has left everything as it was."""
         if isinstance(error, StateLostError):
             wake.lost(self, error)
-            for waiting in self._waiting_awake:
-                if not waiting.done():
-                    waiting.set_exception(error)
+            self._callers.fail(error)
         elif verb == Verb.START:
             life.start_failed(self, error)
         elif verb == Verb.PARK:
@@ -433,11 +410,3 @@ class Actor:
             )
             self.back_off(verb, min(60.0, 2.0 ** self.failed(verb)))
         self.services.journal.save(self.record)
-
-
-def describe_facts(actor: Actor) -> dict[str, Any]:
-    """What the API shows beside the record."""
-    state = actor.last_keeper
-    alive = state is not None and actor.record.phase in (Phase.RUNNING, Phase.SUSPENDED)
-    pids = processes.pids_of(state.cgroups) if state and alive else []
-    return {"pid": state.init_pid if state and alive else 0, "ram_bytes": processes.resident_bytes(pids)}

@@ -33,7 +33,10 @@ class KeeperError(ExternalError):
 
 
 class KeeperState(msgspec.Struct):
-    """`state.json`, which the keeper rewrites at each change; `cgroups` maps controller to folder, {"": folder} on cgroup v2."""
+    """`state.json`, which the keeper rewrites at each change.
+
+    `cgroups` maps controller to folder; {"": folder} on cgroup v2.
+    """
 
     state: str
     container: str
@@ -64,7 +67,10 @@ async def _connect(folder: Path, name: str) -> tuple[asyncio.StreamReader, async
 
 
 def process_start(pid: int) -> int:
-    """Start time of `pid` in clock ticks since boot, 0 where there is no such process or only its zombie. proc(5), field 22."""
+    """Start time of `pid` in clock ticks since boot; 0 where there is no such process, or only its zombie.
+
+    Source: proc(5), /proc/pid/stat, field 22.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except (OSError, IndexError):

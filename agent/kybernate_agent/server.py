@@ -20,7 +20,8 @@ from kybernate.agentapi._pb import agent_pb2_grpc
 from kybernate.agentapi.address import HEALTH_SERVICE, SocketAddress
 from kybernate.agentapi.status import METADATA_LIMIT_BYTES, abort
 from kybernate.errors import KybernateError, RefusedError
-from kybernate_agent.actor import Actor, describe_facts
+from kybernate_agent import processes
+from kybernate_agent.actor import Actor
 from kybernate_agent.instance import TIER, Phase, Verb
 from kybernate_agent.node import Node
 from kybernate_agent.standalone.logs import read_log
@@ -43,9 +44,18 @@ def _time(seconds: float) -> Timestamp | None:
     return Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9)) if seconds else None
 
 
+def _facts(actor: Actor) -> tuple[int, int]:
+    """Pid of the init and resident bytes of all; zero where there are no processes."""
+    state = actor.last_keeper
+    if state is None or actor.record.phase not in (Phase.RUNNING, Phase.SUSPENDED):
+        return 0, 0
+    return state.init_pid, processes.resident_bytes(processes.pids_of(state.cgroups))
+
+
 def instance_message(actor: Actor) -> pb.Instance:
     """What the API tells of one instance."""
-    record, decision, facts = actor.record, actor.decision, describe_facts(actor)
+    record, decision = actor.record, actor.decision
+    pid, ram_bytes = _facts(actor)
     state = BUSY_STATE.get(actor.busy) if actor.busy else None
     message = pb.Instance(
         name=record.id,
@@ -56,14 +66,14 @@ def instance_message(actor: Actor) -> pb.Instance:
         since=_time(record.since),
         next_verb=decision.next_verb.value if decision.next_verb else "",
         next_at=_time(decision.next_at or 0.0),
-        ram_bytes=facts["ram_bytes"],
+        ram_bytes=ram_bytes,
         stored_bytes=record.stored_bytes,
         last_activity=_time(record.last_activity),
         last_wake_from=record.last_wake_from,
         epoch=record.epoch,
         container_id=record.pod.container,
         sandbox_id=record.pod.sandbox,
-        pid=facts["pid"],
+        pid=pid,
         ip=record.pod.ip,
         uid=record.pod.uid,
         image=actor.workload.container.image,

@@ -41,7 +41,7 @@ class Stage:
         self._at = self.began
 
     def step(self, name: str, *, epoch: int | None = None, **detail: Any) -> None:
-        """`name` is about to be done, with images of `epoch` where that is not the record's; the step before it is over."""
+        """`name` is about to be done; the step before it is over. `epoch`: of the images, where not the record's."""
         self._close()
         self._name = name
         self._journal.step(

@@ -1,7 +1,6 @@
 """The folder of GpuWorkload manifests, as the kubelet's folder of static pods: what lies there is what runs.
 
-`apply` and `delete` only write that folder; what they change is done by whoever watches it, so a file dropped in by hand
-and one applied by the CLI are the same thing.
+`apply` and `delete` write that folder, so a file dropped in by hand and one applied by the CLI are the same thing.
 """
 
 from __future__ import annotations

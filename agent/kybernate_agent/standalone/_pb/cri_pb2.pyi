@@ -1808,40 +1808,6 @@ class ContainerStatusResponse(_message.Message):
 Global___ContainerStatusResponse: _TypeAlias = ContainerStatusResponse  # noqa: Y015
 
 @_typing.final
-class ReopenContainerLogRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CONTAINER_ID_FIELD_NUMBER: _builtins.int
-    container_id: _builtins.str
-    def __init__(
-        self,
-        *,
-        container_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_id", b"container_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReopenContainerLogRequest: _TypeAlias = ReopenContainerLogRequest  # noqa: Y015
-
-@_typing.final
-class ReopenContainerLogResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReopenContainerLogResponse: _TypeAlias = ReopenContainerLogResponse  # noqa: Y015
-
-@_typing.final
 class ExecSyncRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
