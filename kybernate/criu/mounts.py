@@ -4,12 +4,10 @@ CRIU packs each tmpfs mount with tar and gzip at a dump, and unpacks it at a res
 each. A container has several that hold nothing (/proc/acpi, /proc/scsi, /sys/firmware: runc's masks; often /dev/shm).
 Three steps:
 
-    before the dump     `empty_tmpfs` finds them, by /proc/<pid>; `options.dump_conf` names them as external, with a
-    cookie in post-dump        `still_empty` (nothing runs now), `drop_empty_tmpfs` rewrites the mountpoints image: not
-    external
-                        any more but a plain mount of type tmpfs; before the commit, so that the hashes are of the new
-                        file
-    the restore         needs no option: CRIU mounts it as it says
+    before the dump   `empty_tmpfs` finds them, by /proc/<pid>; `options.dump_conf` names them as external, with a cookie
+    in post-dump      `still_empty` (nothing runs now); `drop_empty_tmpfs` rewrites the mountpoints image: a plain mount of
+                      type tmpfs in place of the external one; before the commit, so the hashes are of the new file
+    the restore       needs no option: CRIU mounts it as the image says
 
 A deleted but open file on such a mount (a POSIX shared memory without a name) is a ghost file of CRIU's and not
 concerned. /dev is never one: it holds the devices. A mount that the host also sees (a pod's /dev/shm) is a bind mount,

@@ -6,13 +6,14 @@ it), and `action-script` is added by the keeper, for dumps only.
 
 Why each option (CRIU 4.2.1):
 
-    tcp-established      without it CRIU refuses any connected socket file-locks           without it CRIU refuses any
-    flock, fcntl or OFD lock, even in a file of the container's own link-remap           an open file whose name was
-    deleted, but which has another hard link; named POSIX semaphores ghost-limit          an open file without any name
-    is put into the image up to this size; CRIU's own limit is 1 MiB network-lock skip    we hold the traffic ourselves;
-    CRIU's lock runs iptables-restore twice, 100 ms a dump and restore timeout              seconds for the freezing
-    phase; CRIU's own is 10 irmap-scan-path      inotify watches a folder of the overlay: CRIU finds its name only below
-    these paths external mnt[]:      a mount that CRIU neither dumps nor restores: see `kybernate.criu.mounts`
+    tcp-established    without it CRIU refuses any connected socket
+    file-locks         without it CRIU refuses any flock, fcntl or OFD lock, even in a file of the container's own
+    link-remap         an open file whose name was deleted but which has another hard link; named POSIX semaphores
+    ghost-limit        an open file without any name goes into the image up to this size; CRIU's own limit is 1 MiB
+    network-lock skip  we hold the traffic ourselves; CRIU's lock runs iptables-restore twice, 100 ms a dump and restore
+    timeout            seconds for the freezing phase; CRIU's own is 10
+    irmap-scan-path    inotify watches a folder of the overlay: CRIU finds its name only below these paths
+    external mnt[]:    a mount that CRIU neither dumps nor restores: see `kybernate.criu.mounts`
 """
 
 from __future__ import annotations
