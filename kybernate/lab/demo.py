@@ -195,12 +195,12 @@ def go_on(node: LabNode, ip: str) -> str:
 The agent's log is {node.log}. `./dev clean` ends it and removes everything."""
 
 
-def run_demo(keep: bool) -> None:
+def run_demo(keep: bool, name: str) -> None:
     """Raises KybernateErrors; leaves nothing behind, unless it succeeds and `keep` is wanted."""
     if os.geteuid() != 0:
         raise NotRootError
     show = Show()
-    node = LabNode(DEMO)
+    node = LabNode(name)
     if node.exists:
         node.down()
         show.line("cleaned up", None, "what an earlier demo left")
@@ -235,10 +235,11 @@ def timed(show: Show, what: str, do: Callable[[], Any], text: str = "") -> Any:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="kybernate demo", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--keep", action="store_true", help="leave it running, and say how to go on by hand")
+    parser.add_argument("--name", default=DEMO, help="what its folders below /run and /var/lib are called")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        run_demo(options.keep)
+        run_demo(options.keep, options.name)
     except KybernateError as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return error.exit_code

@@ -18,6 +18,8 @@ from pathlib import Path
 from kybernate.lab.process import CGROUP_ROOT, argv_of, cgroups_of, descendants, end, hierarchies, pids
 
 _MNT_DETACH = 2
+# Of the agent's pods, and of keepers. They stay while others use them.
+_OUR_CGROUPS = ("kybernate-pods", "kybernate")
 
 
 def remove(root: Path, state: Path) -> None:
@@ -32,7 +34,7 @@ def remove(root: Path, state: Path) -> None:
         path.unlink(missing_ok=True)
     unmount_below(state)
     unmount_below(root)
-    for path in cgroups:
+    for path in (*cgroups, *(root / name for root in hierarchies() for name in _OUR_CGROUPS)):
         _remove_cgroup(path)
     for folder in (state, root):
         shutil.rmtree(folder, ignore_errors=True)
