@@ -132,6 +132,19 @@ def processes(table: Table) -> list[int]:
     return found
 
 
+def strangers(table: Table, init: int) -> list[int]:
+    """Processes that came in from outside, by exec: neither the init nor children of anybody inside."""
+    inside, found = set(processes(table)), []
+    for pid in inside - {init, os.getpid()}:
+        try:
+            parent = int(read(f"/proc/{pid}/stat").rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if parent not in inside:
+            found.append(pid)
+    return found
+
+
 def switch(table: Table, frozen: bool) -> None:
     """Ask for frozen or thawed; `settled` tells when it is so. A group that is gone counts as thawed."""
     folder = freezer(table)

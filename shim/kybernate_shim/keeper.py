@@ -81,8 +81,17 @@ class Keeper:
             if self.init_status is not None:
                 self.leave(self.init_status)
 
+        try:
+            self._take(verb, request, client, done)
+        except (KeyError, TypeError, ValueError) as error:
+            done(Refused("bad_request", f"{verb}: {type(error).__name__}: {error}").reply(self.record.state))
+
+    def _take(self, verb: str, request: wire.Message, client: Client, done: Callable[[wire.Message], None]) -> None:
         if verb == "state":
-            client.reply(self.ok(started=self.record.started, paused=self.record.paused, keeper_pid=os.getpid()))
+            more = {"started": self.record.started, "paused": self.record.paused, "keeper_pid": os.getpid()}
+            if request.get("sessions"):
+                more["sessions"] = len(cgroup.strangers(self.record.cgroups, self.record.init_pid))
+            client.reply(self.ok(**more))
         elif verb == "kill":
             self.kill(int(request["signal"]), bool(request.get("all")), done)
         elif verb == "delete":

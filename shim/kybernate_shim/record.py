@@ -76,9 +76,13 @@ def replace(path: str, text: str, mode: int = 0o600) -> None:
     """Write a file so that it is there whole or not at all."""
     fresh = f"{path}.{os.getpid()}.new"
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with os.fdopen(fd, "w") as file:
-        file.write(text)
-    os.rename(fresh, path)
+    try:
+        with os.fdopen(fd, "w") as file:
+            file.write(text)
+        os.rename(fresh, path)
+    except OSError:
+        os.unlink(fresh)
+        raise
 
 
 def remove_tree(path: str) -> None:

@@ -64,6 +64,7 @@ def dump(keeper: Keeper, request: Message) -> Step:
     require(keeper, states.RUNNING, states.FROZEN)
     was, until = record.state, deadline(request, 120)
     images, work = request["images"], request["work"]
+    _forget_commit(record)
     record.enter(states.DUMPING)
     try:
         yield from _stop(keeper, until)
@@ -79,12 +80,14 @@ def dump(keeper: Keeper, request: Message) -> Step:
         yield from _run(keeper, argv, until, "dump_failed", f"{work}/dump.log", env=for_script)
         yield from _ended(keeper)
     except (Refused, OSError, ValueError) as error:
-        if keeper.init_status is None:
+        if os.path.exists(record.path("committed")):  # CRIU may have ended some of them: only forward is whole
+            yield from clear(keeper, time.monotonic() + UNDO_SECONDS)
+            yield from _ended(keeper)
+        elif keeper.init_status is not None:
+            raise Refused("ended", f"{record.container} ended during the dump") from error
+        else:
             yield from _undo_dump(keeper, was)
             raise error if isinstance(error, Refused) else Refused("dump_failed", f"cannot prepare: {error}") from error
-        if not os.path.exists(record.path("committed")):
-            raise Refused("ended", f"{record.container} ended during the dump") from error
-        yield from clear(keeper, time.monotonic() + UNDO_SECONDS)  # committed, and its init is gone: it is parked
     cgroup.switch(record.cgroups, False)
     states.remove_tree(f"{record.runc_root}/{record.container}")
     states.remove_tree(root)
@@ -260,10 +263,14 @@ def _root_for_dump(record: states.Record) -> str:
     return root
 
 
-def _write_conf(record: states.Record, conf: str) -> None:
-    """CRIU's options of this dump. The script lies in PREFIX: /run is often mounted noexec."""
+def _forget_commit(record: states.Record) -> None:
+    """The mark that post-dump leaves after the agent's yes is about one dump."""
     if os.path.exists(record.path("committed")):
         os.unlink(record.path("committed"))
+
+
+def _write_conf(record: states.Record, conf: str) -> None:
+    """CRIU's options of this dump. The script lies in PREFIX: /run is often mounted noexec."""
     lines = [
         conf.rstrip("\n"),
         f"freeze-cgroup {cgroup.freezer(record.cgroups)}",

@@ -6,6 +6,7 @@ keeps no state, decides nothing and has no store. Everything else is real: conta
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -70,8 +71,9 @@ class StandIn:
             self.heard.append(request)
             answer = self.answers.get(request["verb"], {"ok": True})
             reply = answer(request) if callable(answer) else answer
-            if reply is not None:
-                stream.write(wire.encode(reply))
+            with contextlib.suppress(BrokenPipeError):  # whoever asked did not wait
+                stream.write(wire.encode(reply) if reply is not None else b"")
+                stream.flush()
 
     def verbs(self) -> list[str]:
         return [request["verb"] for request in self.heard]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -125,6 +126,46 @@ def test_agent_that_never_answers_post_dump_is_a_veto_before_the_deadline(bed: B
         assert container.dump(deadline_seconds=4)["error"] == "dump_failed"
     finally:
         answer.set()
+    container.grows()
+
+
+def test_dump_that_fails_after_the_commit_still_ends_parked(bed: Bed) -> None:
+    container = bed.container(COUNT)
+    container.grows()
+    script = bed.root / "prefix/lib/post-dump"
+    kept = script.read_text()
+    script.write_text(kept.replace("exec ", "") + '[ $? = 0 ] && kill -9 "$PPID"\n')  # CRIU dies of it
+    try:
+        assert container.dump()["state"] == "parked"
+    finally:
+        script.write_text(kept)
+    assert cgroup.processes(container.record()["cgroups"]) == []
+    assert container.restore()["ok"]
+    container.grows()
+
+
+def test_exec_session_is_seen_and_ends_with_a_park_but_not_with_a_veto(bed: Bed) -> None:
+    container = bed.container(COUNT)
+    words = ("task", "exec", "--exec-id", "s", container.id, "/bin/sh", "-c", "echo in; exec sleep 1000")
+    session = subprocess.Popen(bed.ctr(*words), stdout=subprocess.PIPE)
+    assert session.stdout is not None
+    assert session.stdout.readline() == b"in\n"
+    assert container.ok("state", sessions=True)["sessions"] == 1
+    bed.agent.answers["post-dump"] = {"ok": False}
+    assert not container.dump()["ok"]
+    assert session.poll() is None
+    bed.agent.answers["post-dump"] = {"ok": True}
+    assert container.dump()["ok"]
+    assert session.wait(10) == 137
+    assert container.ok("state", sessions=True)["sessions"] == 0
+
+
+def test_malformed_requests_do_no_harm(bed: Bed) -> None:
+    container = bed.container(COUNT)
+    assert container.ask("kill")["error"] == "bad_request"
+    assert container.ask("kill", signal="x")["error"] == "bad_request"
+    assert container.ask("dance")["error"] == "bad_request"
+    assert container.ask("dump")["ok"] is False
     container.grows()
 
 
