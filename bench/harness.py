@@ -23,7 +23,9 @@ from typing import Any, NoReturn
 
 from bench import machine
 from kybernate.errors import ExternalError, KybernateError, RefusedError
-from kybernate.lab.process import run
+from kybernate.lab import Containerd
+from kybernate.lab.images import cache
+from kybernate.lab.process import argv_of, end, hierarchies, pids, run
 from kybernate.lab.remains import unmount_below
 
 BENCHMARKS = ("wake", "park", "overhead")
@@ -34,7 +36,7 @@ _CLONE_NEWNS = 0x00020000
 
 
 class BusyError(RefusedError):
-    """Another benchmark runs on this machine (it holds {path}). Two at a time would measure each other."""
+    """Another benchmark runs on this machine (it holds a lock on {path}). Two at a time would measure each other."""
 
 
 class NotRootError(RefusedError):
@@ -124,25 +126,41 @@ def measured() -> Iterator[Path]:
     """
     if os.geteuid():
         raise NotRootError
-    lock = os.open(ROOT.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    lock = os.open(ROOT.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BusyError(path=ROOT.with_suffix(".lock")) from error
+            raise BusyError(path=ROOT.parent) from error
         signal.signal(signal.SIGTERM, _ended)
         _private_mounts()
-        shutil.rmtree(ROOT, ignore_errors=True)
+        _sweep()
         ROOT.mkdir(mode=0o711)
         try:
             _peer_mounts(ROOT / "var-lib")
             yield ROOT
         finally:
-            unmount_below(Path("/var/lib"))
-            unmount_below(ROOT)
-            shutil.rmtree(ROOT, ignore_errors=True)
+            _sweep()
     finally:
         os.close(lock)
+
+
+def lab(launcher: Path | None = None) -> Containerd:
+    """The containerd of all benchmarks: one place, so that each run finds what a killed one left."""
+    return Containerd(ROOT / "containerd", "kyb-bench", launcher=launcher)
+
+
+def _sweep() -> None:
+    """End and remove all that a benchmark makes, of this run or of one that was killed."""
+    ours = (f"{ROOT}/", f"{cache() / 'bench'}/")
+    end(lambda: {pid for pid in pids() if any(word.startswith(ours) for word in argv_of(pid))})
+    lab().stop()
+    for path in (path for root in hierarchies() for path in root.glob("kybernate-bench-*")):
+        with contextlib.suppress(OSError):
+            path.rmdir()
+    unmount_below(Path("/var/lib"))
+    unmount_below(ROOT)
+    shutil.rmtree(ROOT, ignore_errors=True)
 
 
 def _ended(number: int, frame: object) -> NoReturn:

@@ -36,7 +36,8 @@ class Namespace:
 @contextlib.contextmanager
 def namespace(bridge: str, number: int) -> Iterator[Namespace]:
     """A namespace with host number `number` of its own (0..50) on `bridge`, for as long as the context lasts."""
-    holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"], stdin=subprocess.DEVNULL)
+    argv = ["unshare", "--net", "setpriv", "--pdeathsig", "KILL", "sleep", "infinity"]  # it never outlives us
+    holder = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
     outside = f"{bridge}n{number}"[-15:]
     try:
         _await_own(holder.pid)

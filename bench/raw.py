@@ -115,7 +115,7 @@ def raw_runc(containerd: Containerd, like: Path, number: int) -> Iterator[RawRun
 def _config(like: Path, rootfs: Path, net: Namespace) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((like / "config.json").read_bytes())
     config["root"]["path"] = str(rootfs)
-    config["linux"]["cgroupsPath"] = f"/kybernate-bench/{rootfs.parent.name}"
+    config["linux"]["cgroupsPath"] = f"/kybernate-bench-{rootfs.parent.name}"
     config["annotations"] = {"org.criu.config": str(rootfs.parent / "criu.conf")}
     config.pop("hooks", None)
     for entry in config["linux"]["namespaces"]:

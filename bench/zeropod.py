@@ -68,7 +68,7 @@ def peer(containerd: Containerd, size_mib: int, number: int) -> Iterator[Peer]:
     _log_file(container, number)
     with namespace(containerd.bridge.name, number) as net:
         words = ["run", "--detach", "--null-io", "--runtime", str(_runtime(containerd.root))]
-        words += ["--with-ns", f"network:{net.path}"]
+        words += ["--with-ns", f"network:{net.path}", "--cgroup", f"/kybernate-bench-{container}"]
         for key, value in _annotations(container, number).items():
             words += ["--annotation", f"{key}={value}"]
         try:
