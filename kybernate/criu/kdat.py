@@ -5,12 +5,10 @@ of 4 MB: restore 128 ms, with the cache 79). CRIU keeps it by itself where /run 
 that it never outlives a boot. Two things can go wrong:
 
 - A CRIU was killed between the creation of /run/criu.kdat.tmp (O_EXCL) and its rename: the file stays, and no CRIU
-writes
-  the cache again until the next boot. `clear_stale` takes it away.
+  writes the cache again until the next boot. `clear_stale` takes it away.
 - /run is no tmpfs (containers, minimal systems): CRIU writes no cache, but it reads one. `prime` has one made in a
-private
-  mount namespace with a tmpfs at /run, and binds that file, which lies in memory, over an empty /run/criu.kdat. After a
-  boot only the empty file is left, which CRIU throws away.
+  private mount namespace with a tmpfs at /run, and binds that file, which lies in memory, over an empty
+  /run/criu.kdat. After a boot only the empty file is left, which CRIU throws away.
 """
 
 from __future__ import annotations

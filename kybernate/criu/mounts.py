@@ -4,9 +4,9 @@ CRIU packs each tmpfs mount with tar and gzip at a dump, and unpacks it at a res
 each. A container has several that hold nothing (/proc/acpi, /proc/scsi, /sys/firmware: runc's masks; often /dev/shm).
 Three steps:
 
-    before the dump   `empty_tmpfs` finds them, by /proc/<pid>; `options.dump_conf` names them as external, with a cookie
-    in post-dump      `still_empty` (nothing runs now); `drop_empty_tmpfs` rewrites the mountpoints image: a plain mount of
-                      type tmpfs in place of the external one; before the commit, so the hashes are of the new file
+    before the dump   `empty_tmpfs` finds them, by /proc/<pid>; `options.dump_conf` names them as external
+    in post-dump      `still_empty` (nothing runs now); `drop_empty_tmpfs` rewrites the mountpoints image, a plain
+                      mount of type tmpfs for each; before the commit, so the hashes are of the new file
     the restore       needs no option: CRIU mounts it as the image says
 
 A deleted but open file on such a mount (a POSIX shared memory without a name) is a ghost file of CRIU's and not
