@@ -50,7 +50,16 @@ missing_tests() {
     need libc6-dev - test -e /usr/include/stdio.h
 }
 
-# See to the sets in "$@" (python, node, tests).
+# The peer that benchmarks measure against is built from its source.
+missing_bench() {
+    need golang-go 1.24~ go_toolchain
+}
+
+go_toolchain() {
+    at_least "$(PATH=$PATH:/usr/local/go/bin go version | grep -Eo '[0-9]+(\.[0-9]+)+' | head -n 1)" 1.24
+}
+
+# See to the sets in "$@" (python, node, tests, bench).
 setup_packages() {
     wanted=$(missing "$@")
     if [ -z "$wanted" ]; then
@@ -58,7 +67,7 @@ setup_packages() {
         return
     fi
     has apt-get || die "missing: $(echo "$wanted" | tr '\n' ';') and this machine has no apt-get; install them by hand"
-    say "missing or too old: $(echo "$wanted" | sed 's/ -$//; s/ \([0-9]\)/ >= \1/' | paste -sd, | sed 's/,/, /g')"
+    say "missing or too old: $(echo "$wanted" | sed 's/ -$//; s/~$//; s/ \([0-9]\)/ >= \1/' | paste -sd, | sed 's/,/, /g')"
     apt_update
     if ! choice=$(choose "$wanted"); then
         add_newer

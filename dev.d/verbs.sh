@@ -40,7 +40,7 @@ verb_bench() {
     name=$1
     shift
     [ -e "bench/$name.py" ] || die "there is no benchmark $name; ./dev bench lists them"
-    setup_packages python node
+    setup_packages python node bench
     setup_python
     as_root env PYTHONDONTWRITEBYTECODE=1 "$PYTHON" -m "bench.$name" "$@"
 }
