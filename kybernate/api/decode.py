@@ -145,7 +145,10 @@ def _value(node: yaml.ScalarNode) -> Any:
     if kind in ("int", "float") and ":" in node.value:
         return node.value  # 1:30 is a number to the base of 60 in YAML 1.1, and text to Kubernetes
     if kind in ("int", "float", "bool", "null"):
-        return getattr(_CONSTRUCTOR, f"construct_yaml_{kind}")(node)
+        try:
+            return getattr(_CONSTRUCTOR, f"construct_yaml_{kind}")(node)
+        except (ValueError, LookupError):  # `!!int x`, `!!bool maybe`, a number of 5000 digits
+            raise ValueError(f"{node.value[:60]!r} is not {_WORDS[kind]}") from None
     if kind in ("str", "timestamp", "value"):
         return node.value
     raise ValueError(f"the YAML tag {node.tag} is not supported")

@@ -48,6 +48,10 @@ class Duration(float):
 _SMALL = ((1_000_000, "ms"), (1_000, "us"), (1, "ns"))
 
 
+MOST = 2**63 - 1
+"""Kubernetes' own limit."""
+
+
 class Quantity:
     """An amount of a resource. Equal where the amount is, however written; `str` gives it as it was written."""
 
@@ -61,6 +65,8 @@ class Quantity:
         number, exponent, suffix = match.groups()
         self.text = text
         self.value = Decimal(number + (exponent or "")) * Decimal(_SUFFIXES[suffix or ""])
+        if self.value > MOST:
+            raise ValueError(f"expected a quantity of at most {MOST}, got {text[:40]!r}")
 
     @property
     def whole(self) -> int:

@@ -225,6 +225,7 @@ DOCUMENTS = {
     "tab": ("a:\n\t- b\n", "2:1: not YAML: found character '\\t'"),
     "control character": ("a: b\nc: \x07\n", "2:1: not YAML: the character"),
     "tag": (MINIMAL.replace("{name: chat}", "{name: !!python/none chat}"), "3:18: metadata.name: the YAML tag"),
+    "wrong tag": (MINIMAL.replace("{name: chat}", "{name: !!int ''}"), "3:18: metadata.name: '' is not a whole number"),
     "deep": ("a: " + "[" * 5000, "nested too deeply"),
     "our label": (
         MINIMAL.replace("    spec:", "    metadata: {labels: {kybernate.io/instance: x}}\n    spec:"),
