@@ -60,19 +60,22 @@ class Row:
 
 def limit(quantity: str, value: float, unit: str, most: float) -> Row:
     """A row against a limit in the value's own unit; the bar is a ratio of 1."""
-    return Row(quantity, round(value, 3), unit, most, round(value / most, 3), 1.0, value <= most)
+    value = round(value, 3)
+    return Row(quantity, value, unit, most, round(value / most, 3), 1.0, value <= most)
 
 
 def compared(quantity: str, ours: Sequence[float], name: str, others: Mapping[str, Sequence[float]], bar: float) -> Row:
     """A row of medians, in ms, against those of `name`; `others` has every single run of everything beside ours."""
     runs = {"kybernate": ours, **others}
     medians = {who: round(statistics.median(values), 1) for who, values in runs.items()}
-    value, against = statistics.median(ours), statistics.median(others[name])
     detail = {
-        "value": medians[name], "name": name, "medians": medians,
+        "value": medians[name],
+        "name": name,
+        "medians": medians,
         "runs": {who: [round(value, 1) for value in values] for who, values in runs.items()},
-    }  # fmt: skip
-    return Row(quantity, round(value, 1), "ms", detail, round(value / against, 3), bar, value / against <= bar)
+    }
+    ratio = medians["kybernate"] / medians[name]
+    return Row(quantity, medians["kybernate"], "ms", detail, round(ratio, 3), bar, ratio <= bar)
 
 
 def command(arguments: Sequence[str], describe: str, measure: Callable[[Path], list[Row]]) -> int:
