@@ -60,7 +60,7 @@ def instance_message(actor: Actor) -> pb.Instance:
     message = pb.Instance(
         name=record.id,
         workload=record.workload,
-        namespace="default",
+        namespace=actor.workload.metadata.namespace,
         state=state or IDLE_STATE.get(record.phase, record.phase.value),
         tier=TIER.get(record.phase, "").replace("-", ""),
         since=_time(record.since),
