@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kybernate.errors import KybernateError
 from kybernate.lab.containerd import Containerd
-from kybernate.lab.node import LabNode
+from kybernate.lab.node import LabNode, alone
 
 DEMO = "kybernate-demo"
 TESTS = "kybtest-"
@@ -30,7 +30,8 @@ def main() -> int:
     try:
         demo = LabNode(DEMO)
         if demo.exists:
-            demo.down()
+            with alone(DEMO):
+                demo.down()
             print("removed the demo")
         for name in remove_dead_tests():
             print(f"removed the test lab {name}")

@@ -23,7 +23,7 @@ from kybernate.agentapi.client import AgentClient
 from kybernate.errors import DeadlineError, ExternalError, KybernateError, RefusedError
 from kybernate.lab.clean import DEMO
 from kybernate.lab.images import python_image
-from kybernate.lab.node import LabNode
+from kybernate.lab.node import LabNode, alone
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "model-server"
 IMAGE = "localhost/kybernate-model-server:1"
@@ -36,7 +36,7 @@ MIB = 1 << 20
 
 
 class DemoError(ExternalError):
-    """The demo saw something else than it should have: {message}. The agent's log: {log}"""
+    """The demo saw something else than it should have: {message}"""
 
 
 class NotRootError(RefusedError):
@@ -136,12 +136,18 @@ class Demo:
         cold_answer = first_answer(self._ip)
         cold = time.monotonic() - began
         self._show.line("cold start", cold, "from `apply` to the first answer: sandbox, Python, the model's weights")
-        answer = ask(self._ip)
+        answer = self._ask()
         self._check(answer.ranking == cold_answer.ranking, "two answers to one question differ")
         return cold, answer
 
+    def _ask(self) -> Answer:
+        try:
+            return ask(self._ip)
+        except (OSError, http.client.HTTPException) as error:
+            raise NoAnswerError(ip=self._ip, port=PORT, seconds=ANSWER_SECONDS, reason=error) from error
+
     def _wake(self, tier: str, before: Answer) -> Answer:
-        answer = ask(self._ip)
+        answer = self._ask()
         same = answer.ranking == before.ranking and answer.requests == before.requests + 1
         self._check(same, f"after {tier} the server answered {answer}, before it {before}")
         woken_from = self._client.get(INSTANCE).last_wake_from
@@ -174,11 +180,11 @@ class Demo:
             if event.instance.state == state:
                 return event.instance
             self._check(event.instance.state not in ("Failed", "StateLost"), f"it is {event.instance.state}")
-        raise DemoError(f"the agent ended before {INSTANCE} was {state}", log=self._node.log)
+        raise DemoError(f"the agent ended before {INSTANCE} was {state}")
 
     def _check(self, holds: bool, otherwise: str) -> None:
         if not holds:
-            raise DemoError(otherwise, log=self._node.log)
+            raise DemoError(otherwise)
 
 
 def seconds_of(instance: Any, verb: str) -> float | None:
@@ -199,8 +205,12 @@ def run_demo(keep: bool, name: str) -> None:
     """Raises KybernateErrors; leaves nothing behind, unless it succeeds and `keep` is wanted."""
     if os.geteuid() != 0:
         raise NotRootError
-    show = Show()
-    node = LabNode(name)
+    with alone(name):
+        on_node(LabNode(name), Show(), keep)
+
+
+def on_node(node: LabNode, show: Show, keep: bool) -> None:
+    """The demo on a node that is not up yet."""
     if node.exists:
         node.down()
         show.line("cleaned up", None, "what an earlier demo left")
@@ -220,6 +230,9 @@ def run_demo(keep: bool, name: str) -> None:
                 kept = True
                 return
             timed(show, "deleted", lambda: client.delete("chat", wait=True))
+    except KybernateError:
+        print(f"\nThe agent's log ended:\n{node.log_tail()}", file=sys.stderr)
+        raise
     finally:
         if not kept:
             timed(show, "cleaned up", node.down, "nothing is left")

@@ -11,14 +11,15 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kybernate.agentapi.client import AgentClient, NoAgentError
-from kybernate.errors import DeadlineError, ExternalError
+from kybernate.errors import DeadlineError, ExternalError, RefusedError
 from kybernate.lab.containerd import Containerd
 from kybernate.lab.images import Image
 from kybernate.lab.process import argv_of, end, ended_by, pids, run
@@ -33,6 +34,24 @@ class AgentFailedError(ExternalError):
 
 class AgentLateError(DeadlineError):
     """The agent did not answer within {seconds:g} s. Its log, {log}, ends: {tail}"""
+
+
+class InUseError(RefusedError):
+    """Another process on this machine uses {name} now. Wait until it has ended."""
+
+
+@contextlib.contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Hold the node's name on this machine, for as long as the block lasts. Raises InUseError.
+
+    An abstract unix socket: it belongs to the network namespace, as the bridge does, and ends with the process.
+    """
+    with socket.socket(socket.AF_UNIX) as lock:
+        try:
+            lock.bind(f"\0{name}")
+        except OSError as error:
+            raise InUseError(name=name) from error
+        yield
 
 
 class LabNode:
@@ -106,9 +125,9 @@ class LabNode:
             except NoAgentError:
                 pass
             if agent.poll() is not None:
-                raise AgentFailedError(log=self.log, tail=self._tail())
+                raise AgentFailedError(log=self.log, tail=self.log_tail())
             if time.monotonic() > limit:
-                raise AgentLateError(log=self.log, tail=self._tail(), seconds=AGENT_SECONDS)
+                raise AgentLateError(log=self.log, tail=self.log_tail(), seconds=AGENT_SECONDS)
             time.sleep(0.02)
 
     def _stop_agent(self) -> None:
@@ -126,8 +145,11 @@ class LabNode:
     def _agents(self) -> list[int]:
         return [pid for pid in pids() if str(self._config) in argv_of(pid) and "kybernate_agent" in argv_of(pid)]
 
-    def _tail(self) -> str:
-        return self.log.read_text(errors="replace")[-1500:]
+    def log_tail(self, characters: int = 1500) -> str:
+        """The end of the agent's log; empty where there is none."""
+        with contextlib.suppress(OSError):
+            return self.log.read_text(errors="replace")[-characters:]
+        return ""
 
 
 def pss_bytes(pid: int) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 from kybernate.errors import KybernateError
 from kybernate.lab.images import pause_image
-from kybernate.lab.node import LabNode
+from kybernate.lab.node import LabNode, alone
 from kybernate.lab.process import argv_of, pids
 
 NAME = f"kybdemo-{os.getpid()}"
@@ -61,6 +61,14 @@ def test_a_node_that_was_killed_is_taken_away_by_the_next(node: LabNode) -> None
     assert second.client().instances() == []
     second.down()
     assert traces(node) == []
+
+
+def test_two_demos_at_once_do_not_meet(node: LabNode) -> None:
+    argv = [sys.executable, "-m", "kybernate.lab.demo", "--name", NAME]
+    with alone(NAME):
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, traces(node)) == (20, [])
+    assert "Another process" in done.stderr
 
 
 def test_a_node_that_cannot_start_says_why_and_leaves_nothing(node: LabNode, monkeypatch: pytest.MonkeyPatch) -> None:
