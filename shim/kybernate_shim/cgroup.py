@@ -7,6 +7,7 @@ on v1, where freezer.state has to be read again.
 """
 
 import os
+import time
 
 ROOT = "/sys/fs/cgroup"
 OWN = "kybernate"
@@ -95,8 +96,18 @@ def join(table: Table) -> None:
         write(folder + "/cgroup.procs", "0")
 
 
-def remove(table: Table) -> list[str]:
-    """Remove the groups and what is below them; the folders that are still busy are returned."""
+def remove(table: Table, seconds: float = 2.0) -> list[str]:
+    """Remove the groups and what is below them; the folders that stay busy for `seconds` are returned.
+
+    A group is busy for some moments more after its last process was reaped.
+    """
+    end = time.monotonic() + seconds
+    while (busy := _remove_once(table)) and time.monotonic() < end:
+        time.sleep(0.01)
+    return busy
+
+
+def _remove_once(table: Table) -> list[str]:
     points = {point for point, _ in _mounts().values()}
     busy = []
     for top in set(table.values()):

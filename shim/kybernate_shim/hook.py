@@ -244,7 +244,8 @@ def delete(hook: Hook) -> int:
     remains = f"{known.runc_root}/{known.container}"  # a restore that a kill ended leaves it half made
     mounts.unmount_below([remains])
     record.remove_tree(remains)
-    cgroup.remove(known.cgroups)
+    if busy := cgroup.remove(known.cgroups):
+        hook.complain(f"cgroups of {known.container} cannot be removed, processes are in them: {', '.join(busy)}")
     record.discard(folder, known.keeper_pid)
     return 0
 

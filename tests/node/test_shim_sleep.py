@@ -40,6 +40,12 @@ def wakeups(pid: int) -> int:
     return int(Path(f"/proc/{pid}/status").read_text().split("voluntary_ctxt_switches:")[1].split()[0])
 
 
+def sleeps_on(pid: int) -> bool:
+    before = wakeups(pid)
+    time.sleep(0.3)
+    return wakeups(pid) == before
+
+
 def connect(port: int) -> socket.socket | None:
     try:
         return socket.create_connection(("127.0.0.1", port), 5)
@@ -350,7 +356,7 @@ def test_keeper_is_small_and_idle(bed: Bed) -> None:
     assert sizes["Rss:"] <= 12 * 1024
     assert sizes["Private_Clean:"] + sizes["Private_Dirty:"] <= 6 * 1024
     assert Path(f"/proc/{pid}/comm").read_text() == "kyb-keeper\n"
-    until(lambda: wakeups(pid) == (time.sleep(0.3), wakeups(pid))[1], 3, "the keeper sleeps")
+    until(lambda: sleeps_on(pid), 3, "the keeper sleeps")
 
 
 def test_conf_of_the_dump_does_not_reach_the_restore(bed: Bed) -> None:
