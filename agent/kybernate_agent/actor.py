@@ -27,7 +27,7 @@ from kybernate_agent.services import Services
 from kybernate_agent.stage import AbortedError, Stage
 from kybernate_agent.traffic.activity import Activity, fold
 from kybernate_agent.traffic.pod import PodTraffic
-from kybernate_agent.traffic.sockdiag import own_ports
+from kybernate_agent.traffic.sockdiag import State, own_ports
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,8 @@ class Actor:
         lived = time.time() - self._started_at
         self._crashes = 0 if lived > CRASH_FORGOTTEN_SECONDS else self._crashes + 1
         if self._crashes > 1:
-            self.back_off(Verb.START, min(300.0, 10.0 * 2 ** (self._crashes - 2)))
+            for verb in (Verb.START, Verb.RESCUE):
+                self.back_off(verb, min(300.0, 10.0 * 2 ** (self._crashes - 2)))
 
     async def own_ports(self, pids: Sequence[int]) -> list[int]:
         """Local ports of the processes' own TCP sockets: what listens, declared or not, and what is connected."""
@@ -199,7 +200,7 @@ class Actor:
 
     async def until_awake(self, reason: str, seconds: float) -> None:
         """Wake the instance and return when its processes run. Raises DeadlineError, StateLostError."""
-        if self.record.phase == Phase.RUNNING and self.busy is None:
+        if self.record.phase == Phase.RUNNING and self.busy in (None, Verb.PROVE, Verb.RESET):
             self.record.last_activity = time.time()
             return
         if self.record.phase == Phase.LOST:
@@ -283,7 +284,10 @@ class Actor:
             return None
         sample = self._traffic.sample()
         self._activity = fold(self._activity, sample, now, self.workload.ports)
-        self.record.last_activity = max(self.record.last_activity, self._activity.last_activity)
+        listening = {found.local_port for found in sample.sockets if found.state == State.LISTEN}
+        # One that does not listen yet is starting, however silent: it loads its model.
+        starting = not listening.intersection(self.workload.ports)
+        self.record.last_activity = max(self.record.last_activity, now if starting else self._activity.last_activity)
         return self._activity
 
     async def run(self) -> None:
@@ -341,6 +345,8 @@ class Actor:
                     await self._verb(verb, stage, ordered)
             finally:
                 self.busy = None
+                if self.record.phase == Phase.RUNNING:
+                    self.awake()
         except AbortedError as error:
             if ordered:
                 self._orders.answer(error)

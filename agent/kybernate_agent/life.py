@@ -48,7 +48,6 @@ async def start(actor: Actor, stage: Stage) -> None:
     record.last_activity = record.since
     record.clear_condition("StartFailed")
     await retire(actor)
-    actor.awake()
 
 
 def start_failed(actor: Actor, error: KybernateError) -> None:
@@ -81,6 +80,11 @@ async def rescue(actor: Actor, stage: Stage) -> None:
     actor.expect_restore = True
     actor.rescued.set()
     try:
+        if not await actor.services.pods.sandbox_ready(record.pod.sandbox):
+            raise StateLostError(
+                f"{record.id}: its pod is gone (did the machine start anew?), and restoring into a new pod is not"
+                f" supported yet; its images of epoch {record.epoch} are whole"
+            )
         record.pod.attempt += 1
         record.pod = await actor.services.pods.recreate_container(actor.workload, record.pod)
     finally:

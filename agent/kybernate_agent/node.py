@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kybernate.api import GpuWorkload, load
-from kybernate.errors import KybernateError, NotFoundError, RefusedError
+from kybernate.errors import InvalidError, KybernateError, NotFoundError, RefusedError
 from kybernate_agent import life, processes
 from kybernate_agent.actor import Actor
 from kybernate_agent.hookserver import HookServer
@@ -45,20 +45,34 @@ class Node:
     async def open(self) -> None:
         """Serve the hook, then bring every instance that the journal knows to a true state."""
         await self._hooks.open()
-        known = {}
-        for record in self.services.journal.records():
-            workload = load(record.text, record.source)[0]
-            known[record.id] = Actor(self.services, record, workload)
-        in_flight = [(s.instance, s.epoch) for r in known for s in self.services.journal.steps(r)]
-        for actor in known.values():
-            await self._recover(actor)
+        records = self.services.journal.records()
+        actors = [actor for record in records if (actor := self._known(record)) is not None]
+        for actor in actors:
+            await self._recover_or_say(actor)
         removed = await asyncio.to_thread(self.services.store.sweep)
         if removed:
-            log.info("removed what a killed agent left: %s (in flight: %s)", ", ".join(removed), in_flight)
-        await self._remove_strays({a.record.pod.sandbox for a in known.values()})
-        for actor in known.values():
+            log.info("removed what a killed agent left: %s", ", ".join(removed))
+        await self._remove_strays({record.pod.sandbox for record in records})
+        for actor in actors:
             self._run(actor)
         self._ready.set()
+
+    def _known(self, record: Record) -> Actor | None:
+        """The actor of a journalled instance. One whose manifest this agent cannot read is left as it is, and said."""
+        try:
+            return Actor(self.services, record, load(record.text, record.source)[0])
+        except InvalidError as error:
+            log.error("%s: left alone, its manifest is not understood: %s", record.id, error)
+            return None
+
+    async def _recover_or_say(self, actor: Actor) -> None:
+        """One instance that cannot be taken up must not keep the agent from the others."""
+        try:
+            await self._recover(actor)
+        except (KybernateError, OSError) as error:
+            log.exception("%s: could not be taken up", actor.record.id)
+            message = f"it could not be taken up after the agent's start: {error}"
+            actor.say(Condition(type="Degraded", status="True", reason="Recovery", message=message, at=time.time()))
 
     async def close(self) -> None:
         """Leave every instance as it is, for the next agent."""

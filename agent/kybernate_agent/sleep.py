@@ -65,7 +65,6 @@ async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
         if frozen:
             await asyncio.shield(keeper.thaw())
         await asyncio.shield(traffic.release())
-        actor.wake_wanted = ""
         raise
     record.enter(Phase.SUSPENDED, time.time())
 
