@@ -9,7 +9,7 @@ verb_setup() {
 verb_demo() {
     setup_packages python node
     setup_python
-    as_root "$ROOT/.venv/bin/kybernate" demo "$@"
+    python_as_root -m kybernate.cli demo "$@"
 }
 
 verb_lint() {
@@ -42,7 +42,7 @@ verb_bench() {
     [ -e "bench/$name.py" ] || die "there is no benchmark $name; ./dev bench lists them"
     setup_packages python node bench
     setup_python
-    as_root env PYTHONDONTWRITEBYTECODE=1 "$PYTHON" -m "bench.$name" "$@"
+    python_as_root -m "bench.$name" "$@"
 }
 
 # A benchmark is a module with a docstring and a main part; its first line says what it measures.
@@ -67,7 +67,7 @@ verb_test() {
     setup_packages python node tests
     setup_python
     if [ $# -gt 0 ]; then
-        as_root env PYTHONDONTWRITEBYTECODE=1 "$PYTHON" -m pytest -p no:cacheprovider "$@"
+        python_as_root -m pytest -p no:cacheprovider "$@"
         return
     fi
     failed=
@@ -92,7 +92,7 @@ suite() {
 
 as_root_suite() {
     # shellcheck disable=SC2046
-    as_root env PYTHONDONTWRITEBYTECODE=1 "$PYTHON" $(pytest_words "$@")
+    python_as_root $(pytest_words "$@")
 }
 
 suite_on_v2() {
@@ -113,7 +113,7 @@ check() {
 
 verb_clean() {
     if [ -x "$PYTHON" ]; then
-        as_root "$PYTHON" -m kybernate.lab.clean
+        python_as_root -m kybernate.lab.clean
     fi
     rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build dist
     if [ "${1:-}" = --all ]; then
