@@ -70,7 +70,8 @@ def closure(names: Iterable[str], packages: dict[str, Package], left_out: frozen
 
 def files(packages: Iterable[Package]) -> list[Path]:
     """The files, links and folders of these packages as they lie on this machine: folders that are links resolved."""
-    listed = run(["dpkg", "-L", *(package.name for package in packages)]).splitlines()
+    names = [package.name for package in packages]
+    listed = run(["dpkg", "-L", *names]).splitlines() if names else []
     found = set()
     for line in listed:
         if line.startswith("/") and line != "/." and not f"{line}/".startswith(_LEFT_OUT_FOLDERS):
