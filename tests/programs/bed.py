@@ -1,0 +1,108 @@
+"""Programs as workloads: a manifest without a setting, and a client that keeps its connection."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import yaml
+from agent_bed import Agent, eventually
+from node_bed import NodeBed
+
+from kybernate.errors import NotFoundError
+from kybernate.lab import Image
+
+PORT = 8080
+
+
+@dataclass(frozen=True)
+class Program:
+    """A server that counts its requests. `is_what` tells that it is what the test is about."""
+
+    name: str
+    image: Callable[[], Image]
+    is_what: Callable[[str], bool]
+    path: str = "/"
+    count_at: int = 0  # which of the words of an answer is the count; the others stay the same
+
+
+@dataclass(frozen=True)
+class Said:
+    count: int
+    rest: list[str]
+
+
+class Caller:
+    """One client, one connection for all its calls."""
+
+    def __init__(self, ip: str, program: Program) -> None:
+        self.program = program
+        self.http = http.client.HTTPConnection(ip, PORT, timeout=60)
+
+    def call(self) -> Said:
+        if self.http.sock is None:
+            self.http.connect()
+        before = self.http.sock
+        self.http.request("GET", self.program.path)
+        words = self.http.getresponse().read().decode().split()
+        assert self.http.sock is before, "the server ended the connection"
+        return Said(int(words.pop(self.program.count_at)), words)
+
+    def close(self) -> None:
+        self.http.close()
+
+
+@contextlib.contextmanager
+def running(bed: NodeBed, agent: Agent, program: Program, annotations: dict[str, str] | None = None) -> Iterator[str]:
+    """The program as a workload that answers; its address."""
+    image = program.image()
+    bed.load(image)
+    with agent.client() as client:
+        client.apply(manifest(program, image, annotations or {}), f"{program.name}.yaml")
+    try:
+        ip = agent.wait(program.name, "Running").ip
+        eventually(lambda: called(ip, program), 60, f"{program.name} answers")
+        yield ip
+    finally:
+        with agent.client() as client, contextlib.suppress(NotFoundError):
+            client.delete(program.name, wait=True)
+
+
+def manifest(program: Program, image: Image, annotations: dict[str, str]) -> str:
+    """What a user has to write, and not a word more but `annotations`."""
+    metadata = {"metadata": {"annotations": annotations}} if annotations else {}
+    container = {"name": program.name, "image": image.name, "ports": [{"containerPort": PORT}]}
+    return yaml.safe_dump(
+        {
+            "apiVersion": "kybernate.io/v1alpha1",
+            "kind": "GpuWorkload",
+            "metadata": {"name": program.name},
+            "spec": {"template": {**metadata, "spec": {"containers": [container]}}},
+        }
+    )
+
+
+def called(ip: str, program: Program) -> Said:
+    """One call over a connection of its own."""
+    caller = Caller(ip, program)
+    try:
+        return caller.call()
+    finally:
+        caller.close()
+
+
+def sleeps_and_wakes(agent: Agent, ip: str, program: Program) -> None:
+    """Suspended once and parked twice, the second time what a restore has brought back; each time a call wakes it."""
+    kept = Caller(ip, program)
+    first = kept.call()
+    assert program.is_what(" ".join(first.rest)), first
+    count = first.count
+    for verb, state, tier in (("suspend", "Suspended", "RAM"), ("park", "Parked", "NVME"), ("park", "Parked", "NVME")):
+        assert agent.order(verb, program.name).state == state
+        assert called(ip, program) == Said(count + 1, first.rest)
+        count += 2
+        assert kept.call() == Said(count, first.rest)
+        assert agent.wait(program.name, "Running").last_wake_from == tier
+    kept.close()

@@ -1,0 +1,3 @@
+module kybernate.io/tests/programs/go
+
+go 1.24
