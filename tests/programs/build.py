@@ -19,6 +19,7 @@ from kybernate.lab.images import Contents, Image
 from kybernate.lab.process import ProgramError, run
 
 HERE = Path(__file__).parent
+LARGE = b"".join(b"%015d\n" % number for number in range(1 << 20))  # 16 MiB: more than socket buffers take
 _PATH = "PATH=/usr/sbin:/usr/bin"
 _NGINX_NEEDS = ["libc6", "libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g"]
 _NGINX_FOLDERS = {f"var/lib/nginx/{name}/.keep": b"" for name in ("body", "proxy", "fastcgi", "uwsgi", "scgi")}
@@ -53,7 +54,7 @@ def nginx() -> Image:
         "etc/nginx/nginx.conf": HERE / "nginx/nginx.conf",
         "etc/passwd": b"root:x:0:0::/root:/bin/sh\nwww-data:x:33:33::/var/www:/usr/sbin/nologin\n",
         "etc/group": b"root:x:0:\nwww-data:x:33:\n",
-        "srv/page": b"a page\n",
+        "srv/large": LARGE,
         **_NGINX_FOLDERS,
     }
     config = {"Entrypoint": ["/usr/sbin/nginx"], "Env": [_PATH]}
