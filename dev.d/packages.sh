@@ -116,17 +116,14 @@ install_chosen() {
     for suite in - sid trixie; do
         packages=$(printf '%s\n' "$1" | sed -n "s/^$suite //p" | paste -sd ' ')
         [ -n "$packages" ] || continue
-        if [ "$suite" != - ]; then
-            apt_install "$suite" "$packages"
-        elif fits - "$packages"; then
-            apt_install - "$packages"
-        else
+        from=$suite
+        if [ "$suite" = - ] && ! fits - "$packages"; then
             add_newer
-            for suite in $newer; do
-                ! fits "$suite" "$packages" || break
+            for from in $newer; do
+                ! fits "$from" "$packages" || break
             done
-            apt_install "$suite" "$packages"
         fi
+        apt_install "$from" "$packages"
     done
 }
 
@@ -134,10 +131,10 @@ fits() { apt_from "$1" --simulate "$2" >/dev/null 2>&1; }
 
 # apt_from SUITE [--simulate] "PACKAGE ..."
 apt_from() {
-    from=$1
+    target=$1
     shift
     set -- -y --no-install-recommends "$@"
-    [ "$from" = - ] || set -- "$@" --target-release "$from"
+    [ "$target" = - ] || set -- "$@" --target-release "$target"
     # shellcheck disable=SC2048,SC2086 # packages are words
     apt install $*
 }

@@ -55,6 +55,7 @@ clone() {
 # mount namespace, not a mere chroot: in one, CRIU refuses (`The root task has another root than mntns`). Packages and
 # wheels that were downloaded for one tree serve the next.
 enter() {
+    # shellcheck disable=SC2016 # the inner shell expands it
     unshare --mount --pid --fork --kill-child --ipc --uts --propagation private \
         sh -euc '
             tree=$1 cache=$2
