@@ -27,7 +27,7 @@ class CriuConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """See docs/setup; sizes in bytes, times in seconds."""
+    """docs/setup/03_STANDALONE.md explains each; sizes in bytes, times in seconds."""
 
     version: int = VERSION
     run_dir: str = "/run/kybernate"
@@ -63,7 +63,7 @@ def load_config(path: Path | None) -> AgentConfig:
     except OSError as error:
         raise InvalidError(f"{path}: cannot be read: {error.strerror}") from error
     except msgspec.MsgspecError as error:
-        raise InvalidError(f"{path}: {error}. See the agent's configuration in docs/setup.") from error
+        raise InvalidError(f"{path}: {error}. docs/setup/03_STANDALONE.md lists the keys.") from error
     if config.version != VERSION:
         raise InvalidError(
             f"{path}: version {config.version} is not known to this agent, which reads version {VERSION}"

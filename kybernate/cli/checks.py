@@ -97,7 +97,7 @@ def judge_criu(criu: Sequence[int] | None, runc: Sequence[int] | None, findings:
         topic = topics.get(finding.code.partition("-")[0], finding.code)
         yield Check(topic, Status.FAILED if finding.fatal else Status.WARNING, finding.message, finding.remedy)
     if not any(finding.code.startswith("kdat") for finding in findings):
-        yield Check(topics["kdat"], Status.OK, "CRIU can keep it: /run is a tmpfs")
+        yield Check(topics["kdat"], Status.OK, "CRIU finds it, or can keep it")
 
 
 def containerd() -> Iterator[Check]:
