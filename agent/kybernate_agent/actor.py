@@ -300,7 +300,8 @@ class Actor:
                 if self.decision.verb is None:
                     await self._wait(self.decision.ask_at)
                     continue
-                await self._do(self.decision.verb, self.decision.reason)
+                called = self.wake_wanted if self.decision.verb == Verb.RESUME else ""
+                await self._do(self.decision.verb, called or self.decision.reason)
                 self.services.changed(self.record.id)
             self.services.journal.forget(self.record.id)
             self.finished.set()
