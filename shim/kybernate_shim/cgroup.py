@@ -48,6 +48,11 @@ def of_process(pid: int | str) -> Table:
     return table
 
 
+def v1_places(table: Table) -> Table:
+    """The groups by the names that the hierarchies have below /sys/fs/cgroup ("memory", "cpu,cpuacct")."""
+    return {os.path.basename(point): table[name] for name, (point, _) in _mounts().items() if name and name in table}
+
+
 def of_path(path: str) -> Table:
     """The groups that runc will use for `linux.cgroupsPath`; either driver's way of writing it."""
     if path.count(":") == 2 and not path.startswith("/"):

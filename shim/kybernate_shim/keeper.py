@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 
-from kybernate_shim import cgroup, mounts, process, sleep, wire
+from kybernate_shim import cgroup, direct, mounts, process, sleep, wire
 from kybernate_shim import record as states
 from kybernate_shim.loop import Client, Loop, Refused, Wait
 
@@ -286,6 +286,7 @@ def update(keeper: Keeper, request: wire.Message) -> Step:
         code, words = yield from runc(keeper, ["update", "--resources", record.path("resources.json")], RUNC_SECONDS)
     if code == 0:
         states.replace(path, json.dumps(config), 0o644)
+        direct.forget(record)  # of a parked one runc's state has the old limits; runc sets the new ones
     return keeper.ok(code=code, stderr=words)
 
 

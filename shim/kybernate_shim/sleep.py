@@ -19,7 +19,7 @@ import os
 import sys
 import time
 
-from kybernate_shim import cgroup, mounts, process
+from kybernate_shim import cgroup, direct, mounts, process
 from kybernate_shim import record as states
 from kybernate_shim.loop import Refused, Wait
 
@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 UNDO_SECONDS = 5.0
 REAP_SECONDS = 10.0
 POSTDUMP_RESERVE_SECONDS = 2.0
+
+
+class Program:
+    """One that runs: it leads a process group; `words` is the file in which it says what is wrong."""
+
+    def __init__(self, name: str, pid: int, words: str) -> None:
+        self.name, self.pid, self.words = name, pid, words
 
 
 def freeze(keeper: Keeper, request: Message) -> Step:
@@ -77,7 +84,9 @@ def dump(keeper: Keeper, request: Message) -> Step:
             "KYBERNATE_IMAGES": images,
             "KYBERNATE_UNTIL": str(until - POSTDUMP_RESERVE_SECONDS),
         }
-        yield from _run(keeper, argv, until, "dump_failed", f"{work}/dump.log", env=for_script)
+        pid = process.spawn(argv, record.path("stderr"), for_script)
+        program = Program(argv[0], pid, record.path("stderr"))
+        yield from _run(keeper, program, until, "dump_failed", f"{work}/dump.log")
         yield from _ended(keeper)
     except (Refused, OSError, ValueError) as error:
         if os.path.exists(record.path("committed")):  # CRIU may have ended some of them: only forward is whole
@@ -89,6 +98,7 @@ def dump(keeper: Keeper, request: Message) -> Step:
             yield from _undo_dump(keeper, was)
             raise error if isinstance(error, Refused) else Refused("dump_failed", f"cannot prepare: {error}") from error
     cgroup.switch(record.cgroups, False)
+    direct.keep(record)
     states.remove_tree(f"{record.runc_root}/{record.container}")
     states.remove_tree(root)
     keeper.init_status, record.init_pid, record.init_start = None, 0, 0
@@ -103,18 +113,19 @@ def restore(keeper: Keeper, request: Message) -> Step:
     if not record.started:
         raise Refused("wrong_state", "containerd has not started the container yet")
     was, until = record.state, deadline(request, 120)
-    work, pid_file = request["work"], record.path("init.pid")
-    keeper.work = work
+    work = keeper.work = request["work"]
     record.enter(states.RESTORING)
     try:
         states.replace(record.path("criu.conf"), request["conf"])
-        systemd = [word for word in record.runc_globals if word == "--systemd-cgroup"]
-        argv = [record.runc, "--root", record.runc_root, "--log", f"{work}/runc.log", *systemd, "restore", "--detach"]
-        argv += ["--manage-cgroups-mode", "ignore", "--image-path", request["images"], "--work-path", work]
-        argv += ["--bundle", record.bundle, "--pid-file", pid_file]
-        argv += [word for word in record.create_options if word == "--no-pivot"]
-        yield from _run(keeper, [*argv, record.container], until, "restore_failed", f"{work}/restore.log")
-        init = int(cgroup.read(pid_file))
+        if (known := direct.ready(record)) is not None:
+            program = Program("criu", direct.spawn(record, known, request["images"], work), record.path("stderr"))
+        else:
+            argv = _runc_restore(record, request["images"], work)
+            program = Program(argv[0], process.spawn(argv, None), f"{work}/runc.log")
+        yield from _run(keeper, program, until, "restore_failed", f"{work}/restore.log")
+        init = int(cgroup.read(record.path("init.pid")))
+        if known is not None:
+            direct.give_back(record, known, init, states.start_time(init))
     except (Refused, OSError, ValueError) as error:
         yield from _undo_restore(keeper, work, was)
         raise error if isinstance(error, Refused) else Refused("restore_failed", str(error)) from error
@@ -125,6 +136,14 @@ def restore(keeper: Keeper, request: Message) -> Step:
         record.cgroups = cgroup.of_process(init)
     record.enter(states.RUNNING)
     return keeper.ok()
+
+
+def _runc_restore(record: states.Record, images: str, work: str) -> list[str]:
+    systemd = [word for word in record.runc_globals if word == "--systemd-cgroup"]
+    argv = [record.runc, "--root", record.runc_root, "--log", f"{work}/runc.log", *systemd, "restore", "--detach"]
+    argv += ["--manage-cgroups-mode", "ignore", "--image-path", images, "--work-path", work]
+    argv += ["--bundle", record.bundle, "--pid-file", record.path("init.pid")]
+    return [*argv, *(word for word in record.create_options if word == "--no-pivot"), record.container]
 
 
 def require(keeper: Keeper, *wanted: str) -> None:
@@ -185,22 +204,20 @@ def _settle(keeper: Keeper, frozen: bool, until: float) -> Generator[Wait, bool,
             os.close(events)
 
 
-def _run(
-    keeper: Keeper, argv: list[str], until: float, failure: str, log: str, *, env: dict[str, str] | None = None
-) -> Generator[Wait, bool, None]:
-    """Run runc to its end. Raises Refused with `failure`, or with deadline after its whole group was killed."""
-    stderr, container_stdio = keeper.record.path("stderr"), env is None
-    pid = keeper.helper = process.spawn(argv, None if container_stdio else stderr, env)
+def _run(keeper: Keeper, program: Program, until: float, failure: str, log: str) -> Generator[Wait, bool, None]:
+    """Wait for its end. Raises Refused with `failure`, or with deadline after its whole group was killed."""
+    name, pid = program.name, program.pid
+    keeper.helper = pid
     in_time = yield Wait(until, child=pid)
     if not in_time:
         yield from _kill_helper(pid)
     keeper.helper = 0
-    words = process.tail(argv[argv.index("--log") + 1]) if container_stdio else process.tail(stderr)
+    said = process.tail(program.words)
     if not in_time:
-        raise Refused("deadline", f"{argv[0]} did not end in time and was killed", log=log, stderr=words)
+        raise Refused("deadline", f"{name} did not end in time and was killed", log=log, stderr=said)
     code = os.waitstatus_to_exitcode(keeper.loop.exits[pid])
     if code != 0:
-        raise Refused(failure, f"{argv[0]} ended with {code}", log=log, stderr=words)
+        raise Refused(failure, f"{name} ended with {code}", log=log, stderr=said)
 
 
 def _kill_helper(pid: int) -> Generator[Wait, bool, None]:
@@ -241,6 +258,7 @@ def _end_repair(keeper: Keeper) -> Generator[Wait, bool, None]:
 def _undo_restore(keeper: Keeper, work: str, was: str) -> Generator[Wait, bool, None]:
     """Nothing half restored stays: processes, runc's state. runc removes the cgroup when it fails; make it again."""
     record = keeper.record
+    direct.forget(record)  # if that was the way, the other one is next
     yield from clear(keeper, time.monotonic() + UNDO_SECONDS)
     mounts.unmount_below([f"{record.runc_root}/{record.container}", work])
     states.remove_tree(f"{record.runc_root}/{record.container}")
