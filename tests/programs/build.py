@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from kybernate.lab import images, wheels
+from kybernate.lab import debian, images, wheels
 from kybernate.lab.images import Contents, Image
 from kybernate.lab.process import ProgramError, run
 
@@ -50,7 +51,7 @@ def onnx() -> Image:
 def nginx() -> Image:
     """The binary of Debian's package over this machine's libraries; its master is root's, its workers www-data's."""
     files: dict[str, Path | bytes] = {
-        "usr/sbin/nginx": made("nginx", *_fetched_nginx()),
+        "usr/sbin/nginx": made("nginx", _nginx_key(), _unpack_nginx),
         "etc/nginx/nginx.conf": HERE / "nginx/nginx.conf",
         "etc/passwd": b"root:x:0:0::/root:/bin/sh\nwww-data:x:33:33::/var/www:/usr/sbin/nologin\n",
         "etc/group": b"root:x:0:\nwww-data:x:33:\n",
@@ -112,22 +113,16 @@ def _build_go(target: Path) -> None:
         run(argv, deadline_seconds=300)
 
 
-def _fetched_nginx() -> tuple[str, Callable[[Path], None]]:
-    """The version that apt would install, and how to get it. It is not installed: a node wants no web server."""
-    version = _nginx_candidate()
-    if not version:
-        run(["apt-get", "-qq", "update"], deadline_seconds=300)
-        version = _nginx_candidate()
-    return version, _unpack_nginx
-
-
-def _nginx_candidate() -> str:
-    found = re.search(r"Candidate: (\d\S*)", run(["apt-cache", "policy", "nginx"]))
-    return found[1] if found else ""
+def _nginx_key() -> str:
+    """The libraries that it runs with: another release has others. apt is not asked again, it takes seconds."""
+    needs = debian.closure(_NGINX_NEEDS, debian.installed())
+    return "\n".join([platform.machine(), *(f"{package.name} {package.version}" for package in needs)])
 
 
 def _unpack_nginx(target: Path) -> None:
-    """apt checks the package against its signed lists. Lists that are too old name files that are gone."""
+    """Not installed: a node wants no web server. apt checks the package against its signed lists; lists that are too
+    old name files that are gone.
+    """
     folder = target.parent
     download = ["env", "-C", str(folder), "apt-get", "-qq", "download", "nginx"]
     try:

@@ -13,3 +13,4 @@ const server = createServer(async (_, answer) => {
 })
 server.keepAliveTimeout = 60_000 // Node's 5 s run while it is frozen; the test is not about them
 server.listen(8080)
+process.on('SIGTERM', () => process.exit(0)) // the first process of a container has no other way to heed it
