@@ -16,7 +16,7 @@ from typing import Any
 
 from kybernate.api import GpuWorkload, load
 from kybernate.errors import InvalidError, KybernateError, NotFoundError, RefusedError
-from kybernate_agent import life, processes
+from kybernate_agent import life, processes, wake
 from kybernate_agent.actor import Actor
 from kybernate_agent.hookserver import HookServer
 from kybernate_agent.instance import Condition, Phase, Record, Verb
@@ -49,6 +49,7 @@ class Node:
         actors = [actor for record in records if (actor := self._known(record)) is not None]
         for actor in actors:
             await self._recover_or_say(actor)
+        await asyncio.to_thread(wake.clear_mounts, self.services.config.run)
         removed = await asyncio.to_thread(self.services.store.sweep)
         if removed:
             log.info("removed what a killed agent left: %s", ", ".join(removed))

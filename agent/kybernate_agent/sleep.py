@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kybernate import criu
+from kybernate.criu import skeleton
 from kybernate.errors import ExternalError, KybernateError, RefusedError
 from kybernate.store import Staging
 from kybernate_agent import processes
@@ -86,24 +87,32 @@ class Parking:
         self.staging = staging
         self.init_pid = init_pid
         self.empty_tmpfs: list[str] = []
+        self.skeletons: list[skeleton.Skeleton] = []
         self.committed = False
 
     async def conf(self) -> str:
         """CRIU's options for this dump; to be asked when nothing in the container runs."""
         self.empty_tmpfs = await asyncio.to_thread(criu.empty_tmpfs, self.init_pid)
-        return criu.dump_conf(empty_tmpfs=self.empty_tmpfs)
+        self.skeletons = await asyncio.to_thread(skeleton.skeletons, self.init_pid)
+        external = {one.mountpoint: one.key for one in self.skeletons}
+        return criu.dump_conf(empty_tmpfs=self.empty_tmpfs, external=external)
 
     async def commit(self) -> None:
         """Called while the processes are dumped and still there. Raises to veto."""
         actor = self.actor
         self.stage.step("commit", epoch=self.staging.epoch)
-        if not await asyncio.to_thread(criu.still_empty, self.init_pid, self.empty_tmpfs):
-            raise RefusedError(f"{actor.record.id}: something wrote to a tmpfs that was empty when the dump began")
+        if not await asyncio.to_thread(self._as_it_was):
+            raise RefusedError(f"{actor.record.id}: a tmpfs that is not dumped has changed since the dump began")
+        await asyncio.to_thread(skeleton.save, self.staging.images, self.skeletons)
         await asyncio.to_thread(criu.drop_empty_tmpfs, self.staging.images)
         manifest = await asyncio.to_thread(actor.services.store.commit, self.staging, _made(actor))
         actor.record.stored_bytes = manifest.size_bytes
         self.committed = True
         self.stage.step("end-processes", epoch=self.staging.epoch)
+
+    def _as_it_was(self) -> bool:
+        same = criu.still_empty(self.init_pid, self.empty_tmpfs)
+        return same and skeleton.unchanged(self.init_pid, self.skeletons)
 
 
 def _made(actor: Actor) -> dict[str, Any]:

@@ -7,12 +7,17 @@ once more. Nothing unverified reaches CRIU.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kybernate import criu
+from kybernate.criu import skeleton
 from kybernate.errors import ExternalError, KybernateError, StateLostError
 from kybernate.store import Manifest
+from kybernate_agent import processes
 from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.keepers import KeeperError
 from kybernate_agent.sleep import retire
@@ -20,6 +25,8 @@ from kybernate_agent.stage import Stage
 
 if TYPE_CHECKING:
     from kybernate_agent.actor import Actor
+
+log = logging.getLogger(__name__)
 
 BACK_OFF_SECONDS = (1.0, 5.0, 30.0, 120.0)
 
@@ -30,51 +37,89 @@ class RestoreFailedError(ExternalError):
 
 async def resume(actor: Actor, stage: Stage) -> None:
     """Bring the instance back from the tier it is in; the calls that waited go through."""
-    source = actor.record.phase
-    if source == Phase.SUSPENDED:
+    if actor.record.phase == Phase.SUSPENDED:
         stage.step("thaw")
         await actor.keeper.thaw()
-    else:
-        await _restore(actor, stage)
+        await _awake(actor, stage, "RAM")
+        return
+    stand = criu.Stand(mounts_folder(actor.services.config.run) / actor.record.id)
+    try:
+        await _restore(actor, stage, stand)
+        await _awake(actor, stage, "NVME")
+    finally:
+        # CRIU has bound them, or the container is gone. After the release, for nobody waits for it.
+        await asyncio.shield(asyncio.to_thread(_clear, stand))
+    await actor.watch_keeper()
+
+
+async def _awake(actor: Actor, stage: Stage, source: str) -> None:
     record = actor.record
     record.enter(Phase.RUNNING, time.time())
     record.last_activity = record.since
-    record.last_wake_from = "RAM" if source == Phase.SUSPENDED else "NVME"
+    record.last_wake_from = source
     record.last_wake_seconds = round(stage.seconds, 4)
     actor.awake()
     stage.step("release")
     await actor.traffic.release()
 
 
-async def _restore(actor: Actor, stage: Stage) -> None:
+async def _restore(actor: Actor, stage: Stage, stand: criu.Stand) -> None:
     record, services = actor.record, actor.services
     stage.step("verify")
-    manifest = await _verified(actor)
+    hurried = asyncio.create_task(asyncio.to_thread(processes.hurry_cgroup_moves))
+    manifest = await asyncio.to_thread(_verified, actor)
     stage.step("restore", epoch=manifest.epoch)
     work = actor.work_folder("restore")
     images = services.store.images(manifest)
     # From here on a restored copy may live: its images must be known as not yet superseded before it does.
     record.unproven = manifest.epoch
     try:
-        await actor.keeper.restore(images, work, criu.restore_conf(), services.config.criu.restore_deadline_seconds)
+        conf = criu.restore_conf(external=stand.make(skeleton.load(images)))
+        await actor.keeper.restore(images, work, conf, services.config.criu.restore_deadline_seconds)
     except KeeperError as error:
         record.unproven = 0
         cause = await asyncio.to_thread(criu.explain, work / "restore.log", str(error))
         raise RestoreFailedError(
             instance=record.id, cause=cause.message, remedy=cause.remedy, code=cause.code
         ) from error
+    except OSError as error:
+        record.unproven = 0
+        raise RestoreFailedError(
+            instance=record.id, cause=f"its tmpfs mounts cannot be made: {error}", remedy="", code="mounts"
+        ) from error
+    finally:
+        await hurried
     record.clear_condition("RestoreFailed")
     actor.prove_at = time.time() + services.config.prove_seconds
-    await actor.watch_keeper()
 
 
-async def _verified(actor: Actor) -> Manifest:
+def mounts_folder(run: Path) -> Path:
+    """Where restores under way have their mounts; one that an agent left behind goes with `clear_mounts`."""
+    return run / "mounts"
+
+
+def clear_mounts(run: Path) -> None:
+    """What agents that were killed in the midst of a restore have left."""
+    with contextlib.suppress(FileNotFoundError):
+        for folder in list(mounts_folder(run).iterdir()):
+            _clear(criu.Stand(folder))
+
+
+def _clear(stand: criu.Stand) -> None:
+    """A mount that stays costs nothing but its place, and goes with the next restore: the instance is what counts."""
+    try:
+        stand.clear()
+    except OSError as error:
+        log.warning("a restore's mounts in %s stay for now: %s", stand.folder, error)
+
+
+def _verified(actor: Actor) -> Manifest:
     """The images that are the instance's state. Raises StateLostError where they are missing, damaged or stale."""
     record, store = actor.record, actor.services.store
-    manifests = await asyncio.to_thread(store.manifests, record.id)
+    manifests = store.manifests(record.id)
     if not manifests or manifests[0].epoch != record.epoch:
         raise StateLostError(f"{record.id}: no verified images of epoch {record.epoch} exist")
-    await asyncio.to_thread(store.check, manifests[0])
+    store.check(manifests[0])
     return manifests[0]
 
 

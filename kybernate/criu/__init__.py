@@ -20,6 +20,7 @@ from kybernate.criu.log import explain
 from kybernate.criu.mounts import drop_empty_tmpfs, empty_tmpfs, still_empty
 from kybernate.criu.options import dump_conf, restore_conf
 from kybernate.criu.preflight import Finding, Preflight, has_sys_resource, preflight
+from kybernate.criu.skeleton import Skeleton, Stand
 from kybernate.criu.suitable import refuse_exec_sessions, refuse_unsuitable
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "ProgramDeadlineError",
     "ProgramMissingError",
     "RestoreStats",
+    "Skeleton",
+    "Stand",
     "StoppedError",
     "TerminalError",
     "TracedError",

@@ -10,8 +10,8 @@ Three steps:
     the restore       needs no option: CRIU mounts it as the image says
 
 A deleted but open file on such a mount (a POSIX shared memory without a name) is a ghost file of CRIU's and not
-concerned. /dev is never one: it holds the devices. A mount that the host also sees (a pod's /dev/shm) is a bind mount,
-runc's affair.
+concerned. A tmpfs that holds no data but is not empty, as /dev: see `skeleton`. A mount that the host also sees (a
+pod's /dev/shm) is a bind mount, runc's affair.
 """
 
 from __future__ import annotations
@@ -75,7 +75,13 @@ def empty_tmpfs(pid: int) -> list[str]:
         others = [other for other in ours if other is not mount]
         alone = all(other.device != mount.device and other.mountpoint != mount.mountpoint for other in others)
         whole = mount.kind == "tmpfs" and mount.root == "/" and mount.device not in foreign
-        if whole and alone and mount.mount_id not in parents and _writable(mount.mountpoint) and _is_fresh(pid, mount):
+        if (
+            whole
+            and alone
+            and mount.mount_id not in parents
+            and can_be_named(mount.mountpoint)
+            and _is_fresh(pid, mount)
+        ):
             found.append(mount.mountpoint)
     return found
 
@@ -85,9 +91,9 @@ def still_empty(pid: int, mountpoints: Sequence[str]) -> bool:
     return set(mountpoints) <= set(empty_tmpfs(pid))
 
 
-def _writable(mountpoint: str) -> bool:
-    """It can be named in CRIU's configuration file, and is not the place of the devices."""
-    return mountpoint != "/dev" and not any(sign.isspace() or sign in "#\"'[]\\" for sign in mountpoint)
+def can_be_named(mountpoint: str) -> bool:
+    """In CRIU's configuration file."""
+    return not any(sign.isspace() or sign in "#\"'[]\\" for sign in mountpoint)
 
 
 def _is_fresh(pid: int, mount: Mount) -> bool:

@@ -13,12 +13,12 @@ Why each option (CRIU 4.2.1):
     network-lock skip  we hold the traffic ourselves; CRIU's lock runs iptables-restore twice, 100 ms a dump and restore
     timeout            seconds for the freezing phase; CRIU's own is 10
     irmap-scan-path    inotify watches a folder of the overlay: CRIU finds its name only below these paths
-    external mnt[]:    a mount that CRIU neither dumps nor restores: see `kybernate.criu.mounts`
+    external mnt[]:    a mount that CRIU neither dumps nor restores: see `kybernate.criu.mounts` and `.skeleton`
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kybernate.criu.errors import OptionError
 
@@ -31,23 +31,30 @@ def dump_conf(
     *,
     irmap_paths: Sequence[str] = (),
     empty_tmpfs: Sequence[str] = (),
+    external: Mapping[str, str] | None = None,
     freeze_seconds: int = 10,
     hold_is_ours: bool = True,
 ) -> str:
     """The file's text for a dump. `hold_is_ours` False: CRIU locks the network itself (nobody else holds the traffic).
 
-    `empty_tmpfs` are mount points for `mounts.drop_empty_tmpfs`. Raises OptionError for paths CRIU's parser would
+    `empty_tmpfs` are mount points for `mounts.drop_empty_tmpfs`; `external` maps more of them to the keys by which
+    `restore_conf` names them. Raises OptionError for paths CRIU's parser would
     split.
     """
     lines = [*_common(hold_is_ours), f"timeout {freeze_seconds:d}"]
     lines += [f"irmap-scan-path {_word('irmap-scan-path', path)}" for path in irmap_paths]
     lines += [f"external mnt[{_word('external mnt', path)}]:{EMPTY_TMPFS}" for path in empty_tmpfs]
+    lines += [f"external mnt[{_word('external mnt', path)}]:{key}" for path, key in (external or {}).items()]
     return _text(lines)
 
 
-def restore_conf(*, hold_is_ours: bool = True) -> str:
-    """The file's text for a restore."""
-    return _text(_common(hold_is_ours))
+def restore_conf(*, external: Mapping[str, str] | None = None, hold_is_ours: bool = True) -> str:
+    """The file's text for a restore; `external` maps the keys of the dump to folders of the host.
+
+    Raises OptionError.
+    """
+    lines = [f"external mnt[{key}]:{_word('external mnt', path)}" for key, path in (external or {}).items()]
+    return _text([*_common(hold_is_ours), *lines])
 
 
 def _common(hold_is_ours: bool) -> list[str]:

@@ -1,0 +1,95 @@
+"""What a container finds when it comes back: the mounts, devices and groups of before; and runc, its container."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_bed import Agent, agent_on, eventually
+from node_bed import NodeBed
+
+
+@pytest.fixture(scope="module")
+def agent(node_bed: NodeBed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    with agent_on(node_bed, tmp_path_factory.mktemp("agent")) as found:
+        yield found
+
+
+def init_of(agent: Agent, name: str) -> int:
+    return int(record_of(agent, name)["init_pid"])
+
+
+def record_of(agent: Agent, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((keeper_folder(agent, name) / "state.json").read_bytes())
+    return found
+
+
+def keeper_folder(agent: Agent, name: str) -> Path:
+    return agent.bed.run / "keepers" / agent.get(name).container_id
+
+
+def mounts_of(pid: int) -> set[tuple[str, ...]]:
+    """Root, mount point, flags, type and options of each mount; no numbers, for they are new.
+
+    Without masked files: runc binds the container's /dev/null over them, a restore the host's (as runc's own does).
+    """
+    found = []
+    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split()[3] != "/null":
+            found.append((*before.split()[3:6], *after.split()[0:1], *after.split()[2:3]))
+    return set(found)
+
+
+def entries_of(pid: int, folder: str) -> list[tuple[object, ...]]:
+    root = f"/proc/{pid}/root{folder}"
+    found: list[tuple[object, ...]] = []
+    for name in sorted(os.listdir(root)):
+        seen = os.lstat(f"{root}/{name}")
+        target = os.readlink(f"{root}/{name}") if os.path.islink(f"{root}/{name}") else ""
+        found.append((name, seen.st_mode, seen.st_uid, seen.st_gid, seen.st_rdev, target))
+    return found
+
+
+def test_mounts_and_devices_are_those_of_before_and_nothing_stays_on_the_host(agent: Agent) -> None:
+    agent.apply("same")
+    agent.wait("same", "Running")
+    eventually(lambda: agent.ask("same").count, 30, "it serves")
+    pid = init_of(agent, "same")
+    before = mounts_of(pid), entries_of(pid, "/dev"), entries_of(pid, "/sys/fs/cgroup")
+    for _ in range(2):
+        agent.order("park", "same")
+        assert agent.ask("same").count
+        eventually(lambda: agent.get("same").state == "Running", 10, "it is awake")
+        pid = init_of(agent, "same")
+        now = mounts_of(pid)
+        assert (now - before[0], before[0] - now) == (set(), set())
+        assert (entries_of(pid, "/dev"), entries_of(pid, "/sys/fs/cgroup")) == before[1:]
+        assert str(agent.bed.run / "mounts") not in Path("/proc/self/mountinfo").read_text()
+    agent.delete_all()
+
+
+def test_after_a_wake_runc_knows_its_container(agent: Agent) -> None:
+    agent.apply("known")
+    agent.wait("known", "Running")
+    eventually(lambda: agent.ask("known").count, 30, "it serves")
+    for _ in range(2):
+        agent.order("park", "known")
+        assert (keeper_folder(agent, "known") / "runc-state.json").exists()
+        agent.order("resume", "known")
+        record = record_of(agent, "known")
+        runc = [str(record["runc"]), "--root", str(record["runc_root"])]
+        said = subprocess.run([*runc, "state", str(record["container"])], capture_output=True, check=True, timeout=10)
+        state = json.loads(said.stdout)
+        assert (state["status"], state["pid"]) == ("running", record["init_pid"])
+        inside = subprocess.run(
+            [*runc, "exec", str(record["container"]), "readlink", "/proc/self/ns/pid"],
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+        assert inside.stdout.strip() == os.readlink(f"/proc/{record['init_pid']}/ns/pid")
+    agent.delete_all()
