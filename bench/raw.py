@@ -22,6 +22,7 @@ from typing import Any
 from bench import freezer
 from bench.namespace import Namespace, namespace
 from kybernate import criu
+from kybernate.criu import skeleton
 from kybernate.errors import DeadlineError
 from kybernate.lab import Containerd
 from kybernate.lab.process import ProgramError, end, run
@@ -66,17 +67,24 @@ class RawRunc:
     def wake(self) -> float:
         """Milliseconds from the start of `runc restore` to the full reply. Raises ReplyError, ProgramError."""
         criu.drop_empty_tmpfs(self.parked)
-        self._conf(criu.restore_conf())
         words: list[str | Path] = ["restore", "--detach", "--bundle", self.folder, "--image-path", self.parked]
         words += ["--work-path", self._work(), "--manage-cgroups-mode", "ignore", self.container]
-        return _timed([*_RUNC, *words], self.net.address, self.text)
+        stand = criu.Stand(self.folder / "mounts")
+        try:
+            self._conf(criu.restore_conf(external=stand.make(skeleton.load(self.parked))))
+            return _timed([*_RUNC, *words], self.net.address, self.text)
+        finally:
+            stand.clear()
 
     def _checkpoint(self, images: Path) -> None:
         shutil.rmtree(images, ignore_errors=True)
         images.mkdir(parents=True)
         pid = json.loads(run([*_RUNC, "state", self.container]))["pid"]
-        self._conf(criu.dump_conf(empty_tmpfs=criu.empty_tmpfs(pid)))
+        known = skeleton.skeletons(pid)
+        external = {one.mountpoint: one.key for one in known}
+        self._conf(criu.dump_conf(empty_tmpfs=criu.empty_tmpfs(pid), external=external))
         _quiet([*_RUNC, "checkpoint", "--image-path", images, "--work-path", self._work(), self.container])
+        skeleton.save(images, known)
 
     def _conf(self, text: str) -> None:
         (self.folder / "criu.conf").write_text(text)

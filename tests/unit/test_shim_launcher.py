@@ -37,6 +37,32 @@ def test_create_of_an_unmanaged_bundle_is_passed_on(launcher: Path, tmp_path: Pa
     assert call(launcher, "create", "--bundle", str(tmp_path), "c1").stdout.startswith("create --bundle")
 
 
+@pytest.mark.parametrize(
+    ("config", "more", "hooked"),
+    [
+        ('{"annotations": {}}', [], False),
+        ('{"annotations": {"kybernate.io/containers": "web"}}', [], True),
+        ('{"path":"/proc/4711/ns/pid"}', [], True),
+        ('{"path":"/proc/47/ns/pid"}', [], False),
+        ('{"annotations": {}}', ["--bundle=/elsewhere"], True),
+        (None, [], True),
+    ],
+    ids=["unmanaged", "managed", "a keeper's namespace", "somebody's namespace", "two bundles", "no bundle"],
+)
+def test_a_create_needs_python_only_where_it_may_concern_us(
+    tmp_path: Path, config: str | None, more: list[str], hooked: bool
+) -> None:
+    for name in ("runc", "python"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name}\n")
+        (tmp_path / name).chmod(0o755)
+    runtime = install(tmp_path / "prefix", tmp_path / "run", tmp_path / "runc", python=str(tmp_path / "python"))
+    (tmp_path / "run/pids/4711").symlink_to("../keepers/c0")
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    ran = call(runtime, "--root", "/r", "create", "--bundle", str(tmp_path), *more, "--pid-file", "/p", "c1")
+    assert ran.stdout == ("python\n" if hooked else "runc\n")
+
+
 def test_create_without_a_bundle_is_left_to_the_next_runtime(launcher: Path, tmp_path: Path) -> None:
     assert call(launcher, "create", "--bundle", str(tmp_path / "none"), "c1").stdout.startswith("create --bundle")
 
