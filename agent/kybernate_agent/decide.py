@@ -26,11 +26,11 @@ class Decision:
 def decide(view: View, now: float) -> Decision:
     """The next step of an instance. Never blocks, never fails; see the module for the order of the questions."""
     if view.deleting:
-        return Decision(Verb.END, "its workload was deleted")
+        return _now_or_later(view, Verb.END, "its workload was deleted", now)
     if view.phase in (Phase.PENDING, Phase.BACKOFF):
         return _now_or_later(view, Verb.START, "not started yet", now)
     if view.phase in (Phase.LOST, Phase.ENDED):
-        return Decision(Verb.RESET, "its state is lost") if view.held_since is not None else Decision()
+        return _now_or_later(view, Verb.RESET, "its state is lost", now) if view.held_since is not None else Decision()
     if not view.keeper_alive:
         return _without_keeper(view, now)
     if (overdue := _overdue(view, now)) is not None:
@@ -49,17 +49,22 @@ def _now_or_later(view: View, verb: Verb, reason: str, now: float, at: float = 0
 
 
 def _without_keeper(view: View, now: float) -> Decision:
-    """Processes that live are rescued; images alone are restored; with neither the container has simply ended."""
-    if view.ended_on_purpose and not view.processes_alive:
-        return _now_or_later(view, Verb.START, "its container was ended", now)
-    if view.processes_alive or view.phase == Phase.PARKED or view.unproven:
+    """Processes that live are rescued; images are restored; one that ran and ended is started again.
+
+    A sleeper that is gone without anybody having ended it is for RESCUE too: it finds images, or says StateLost.
+    """
+    if view.killed and not view.processes_alive:
+        return _now_or_later(view, Verb.START, "its container was ended from outside", now)
+    if view.processes_alive or view.phase != Phase.RUNNING:
         return _now_or_later(view, Verb.RESCUE, "its keeper died", now)
+    if view.unproven:
+        return _now_or_later(view, Verb.RESCUE, "it ended right after its restore", now)
     return _now_or_later(view, Verb.START, "its container ended", now)
 
 
 def _overdue(view: View, now: float) -> Decision | None:
     if view.held_since is not None and now >= view.held_since + view.policy.wake_timeout:
-        return Decision(Verb.RESET, f"a call was held for {view.policy.wake_timeout:g} s, wake.timeout")
+        return _now_or_later(view, Verb.RESET, f"a call was held for {view.policy.wake_timeout:g} s, wake.timeout", now)
     return None
 
 
@@ -87,7 +92,7 @@ def _ask_by(decision: Decision, at: float | None) -> Decision:
 
 
 def _awake(view: View, now: float) -> Decision:
-    if view.unproven and now >= view.prove_at:
+    if view.unproven and now >= max(view.prove_at, view.not_before.get(Verb.PROVE, 0.0)):
         return Decision(Verb.PROVE, "it has lived since its restore")
     in_flight = view.in_flight_since is not None and now < view.in_flight_since + view.policy.max_in_flight
     if view.order and view.order.verb in (Verb.SUSPEND, Verb.PARK):
@@ -97,10 +102,11 @@ def _awake(view: View, now: float) -> Decision:
         until = view.order.at + view.policy.drain_timeout
         return Decision(next_verb=Verb.SUSPEND, next_at=until, ask_at=min(until, now + view.sample_seconds))
     ask = now + view.sample_seconds
-    if view.unproven:
-        ask = min(ask, view.prove_at)
+    prove_at = max(view.prove_at, view.not_before.get(Verb.PROVE, 0.0)) if view.unproven else None
+    if prove_at is not None:
+        ask = min(ask, prove_at)
     if view.policy.suspend_after is None:
-        return Decision(ask_at=view.prove_at if view.unproven else None)
+        return Decision(ask_at=prove_at)
     if in_flight:
         return Decision(ask_at=ask)
     at = max(view.last_activity, view.since) + view.policy.suspend_after

@@ -172,7 +172,7 @@ class View:
     not_before: dict[Verb, float] = field(default_factory=dict)  # back-off after failures, by verb
     keeper_alive: bool = True
     processes_alive: bool = True
-    ended_on_purpose: bool = False  # the keeper said so before it exited
+    killed: bool = False  # its container was ended by a signal from outside, and the keeper said so
     unproven: bool = False
     prove_at: float = 0.0
     deleting: bool = False

@@ -9,7 +9,7 @@ import os
 import sys
 
 from kybernate_shim import oci
-from kybernate_shim.hook import AGENT_SECONDS, WAKE_SECONDS, Failed
+from kybernate_shim.hook import CREATE_SECONDS, WAKE_SECONDS, Failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _create_managed(hook: Hook, bundle: str, config: oci.Config) -> int:
         "sandbox": notes.get(oci.CRI_SANDBOX, ""),
         "bundle": bundle,
     }
-    reply = hook.agent("create", AGENT_SECONDS, **facts, annotations=notes)
+    reply = hook.agent("create", CREATE_SECONDS, **facts, annotations=notes)
     folder = hook.folder(command.container)
     _make_folder(hook, folder)
     try:

@@ -63,10 +63,10 @@ def ready(record: states.Record) -> Known | None:
     """None: this one is for runc."""
     try:
         state: State = json.loads(cgroup.read(record.path(KEPT)))
-    except (FileNotFoundError, ValueError):
-        return None
-    criu, found = program(os.environ.get("PATH", "")), plan(state, record.cgroups, cgroup.v1_places(record.cgroups))
-    if found is None or criu is None or not os.path.ismount(state["config"]["rootfs"]):
+        criu, found = program(os.environ.get("PATH", "")), plan(state, record.cgroups, cgroup.v1_places(record.cgroups))
+        if found is None or criu is None or not os.path.ismount(state["config"]["rootfs"]):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of another version of runc
         return None
     return Known(state, criu, *found)
 

@@ -25,6 +25,8 @@ ASLEEP = ("frozen", "dumping", "parked", "restoring", "awaiting-restore")
 KEEPER_SECONDS = 115.0
 WAKE_SECONDS = 110.0
 AGENT_SECONDS = 60.0
+CREATE_SECONDS = 115.0  # the agent may have to copy a writable layer; the kubelet gives a create two minutes
+RUNC_SECONDS = 60.0
 
 
 class Failed(Exception):
@@ -162,6 +164,8 @@ def kill(hook: Hook) -> int:
     for attempt in (1, 2):
         reply = hook.keeper("kill", signal=number, all=everyone)
         if reply is None:
+            if everyone:
+                _leave_the_living_to_the_agent(hook)
             hook.pass_on()
         if reply["ok"]:
             return 0
@@ -237,8 +241,13 @@ def delete(hook: Hook) -> int:
     except (FileNotFoundError, ValueError):
         hook.pass_on()
     _wait_for_end(known.keeper_pid, known.keeper_start)  # before its start it sits in the container's cgroup
+    if reply is None:
+        _leave_the_living_to_the_agent(hook, stop=True)
     if os.path.exists(f"{known.runc_root}/{known.container}/state.json"):
-        ran = subprocess.run([hook.runc, *hook.words], check=False)
+        try:
+            ran = subprocess.run([hook.runc, *hook.words], check=False, timeout=RUNC_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise Failed(f"runc delete did not end within {RUNC_SECONDS:.0f} s") from error
         if ran.returncode != 0:
             return ran.returncode
     remains = f"{known.runc_root}/{known.container}"  # a restore that a kill ended leaves it half made
@@ -248,6 +257,26 @@ def delete(hook: Hook) -> int:
         hook.complain(f"cgroups of {known.container} cannot be removed, processes are in them: {', '.join(busy)}")
     record.discard(folder, known.keeper_pid)
     return 0
+
+
+def _leave_the_living_to_the_agent(hook: Hook, stop: bool = False) -> None:
+    """A keeper that was killed leaves its container's processes: the only copy of a state. containerd takes the
+    container for ended and cleans up at once, with `kill --all` and `delete`; not before the agent has made them safe,
+    or does not want them. Raises Failed.
+
+    `stop`: they wait frozen, because containerd closes the pipes of their logs when a `delete` has failed.
+    """
+    from kybernate_shim import cgroup, record
+
+    try:
+        known = record.Record.load(hook.folder(hook.command.container))
+    except (FileNotFoundError, ValueError):
+        return
+    living = bool(known.cgroups) and bool(cgroup.processes(known.cgroups))
+    if known.state != record.ENDED and (living or known.state == record.RESTORING):
+        if stop and living and known.state == record.RUNNING:
+            cgroup.switch(known.cgroups, True)
+        hook.agent("delete", AGENT_SECONDS, container=known.container)
 
 
 def _wait_for_end(pid: int, start: int) -> None:

@@ -168,6 +168,7 @@ class Keeper:
             self.leave(number)
 
         self.loop.preempt()
+        self.record.killed = True
         self._note_end(-number)
         self.loop.begin(self._finish(), over)
 
@@ -252,8 +253,10 @@ def start(keeper: Keeper, request: wire.Message) -> Step:
         record.save()
         return keeper.ok()
     keeper.starting = True
-    code, words = yield from runc(keeper, ["start"], START_SECONDS)
-    keeper.starting = False
+    try:
+        code, words = yield from runc(keeper, ["start"], START_SECONDS)
+    finally:
+        keeper.starting = False
     if code == 0 and record.state == states.CREATED:
         record.enter(states.RUNNING)
     return keeper.ok(code=code, stderr=words)
@@ -293,10 +296,13 @@ def update(keeper: Keeper, request: wire.Message) -> Step:
 def runc(keeper: Keeper, words: list[str], seconds: float) -> sleep.Ran:
     """runc with containerd's own global options, so that errors reach its log. Returns (exit code, stderr)."""
     record, stderr = keeper.record, keeper.record.path("stderr")
-    pid = process.spawn([record.runc, *record.runc_globals, *words, record.container], stderr)
-    if not (yield Wait(time.monotonic() + seconds, child=pid)):
-        process.kill_group(pid)
-        raise Refused("deadline", f"runc {words[0]} did not end within {seconds:.0f} s and was killed")
+    pid = keeper.helper = process.spawn([record.runc, *record.runc_globals, *words, record.container], stderr)
+    try:
+        if not (yield Wait(time.monotonic() + seconds, child=pid)):
+            process.kill_group(pid)
+            raise Refused("deadline", f"runc {words[0]} did not end within {seconds:.0f} s and was killed")
+    finally:
+        keeper.helper = 0
     return os.waitstatus_to_exitcode(keeper.loop.exits[pid]), process.tail(stderr)
 
 

@@ -34,6 +34,7 @@ class Record:
         self.state: str = facts.get("state", CREATING)
         self.started: bool = facts.get("started", False)
         self.paused: bool = facts.get("paused", False)
+        self.killed: bool = facts.get("killed", False)
         self.keeper_pid: int = facts.get("keeper_pid", 0)
         self.keeper_start: int = facts.get("keeper_start", 0)
         self.init_pid: int = facts.get("init_pid", 0)

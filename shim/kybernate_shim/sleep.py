@@ -25,7 +25,7 @@ from kybernate_shim.loop import Refused, Wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from kybernate_shim.keeper import Keeper
     from kybernate_shim.loop import Step
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 UNDO_SECONDS = 5.0
 REAP_SECONDS = 10.0
+FORWARD_SECONDS = 60.0
 POSTDUMP_RESERVE_SECONDS = 2.0
 
 
@@ -90,20 +91,37 @@ def dump(keeper: Keeper, request: Message) -> Step:
         yield from _ended(keeper)
     except (Refused, OSError, ValueError) as error:
         if os.path.exists(record.path("committed")):  # CRIU may have ended some of them: only forward is whole
-            yield from clear(keeper, time.monotonic() + UNDO_SECONDS)
-            yield from _ended(keeper)
+            yield from _go_forward(keeper)
         elif keeper.init_status is not None:
             raise Refused("ended", f"{record.container} ended during the dump") from error
         else:
-            yield from _undo_dump(keeper, was)
+            try:
+                yield from _undo_dump(keeper, was)
+            finally:
+                record.state = was  # also where its file cannot be written: never a state that no verb leaves
             raise error if isinstance(error, Refused) else Refused("dump_failed", f"cannot prepare: {error}") from error
-    cgroup.switch(record.cgroups, False)
-    direct.keep(record)
-    states.remove_tree(f"{record.runc_root}/{record.container}")
-    states.remove_tree(root)
+    # The processes are gone: it is parked, whatever becomes of the rest.
     keeper.init_status, record.init_pid, record.init_start = None, 0, 0
-    record.enter(states.PARKED)
+    record.state = states.PARKED
+    _tidy(keeper)
     return keeper.ok()
+
+
+def _tidy(keeper: Keeper) -> None:
+    """After a dump: what the way back needs, and nothing of runc's. A full disk costs only time at the wake."""
+    record = keeper.record
+    steps: list[Callable[[], object]] = [
+        lambda: cgroup.switch(record.cgroups, False),
+        lambda: direct.keep(record),
+        lambda: states.remove_tree(f"{record.runc_root}/{record.container}"),
+        lambda: states.remove_tree(record.path("runc")),
+        lambda: record.enter(states.PARKED),
+    ]
+    for step in steps:
+        try:
+            step()
+        except OSError as error:
+            keeper.log(f"after the dump: {error}")
 
 
 def restore(keeper: Keeper, request: Message) -> Step:
@@ -225,6 +243,14 @@ def _kill_helper(pid: int) -> Generator[Wait, bool, None]:
     end = time.monotonic() + UNDO_SECONDS
     while process.kill_group(pid) and time.monotonic() < end:
         yield Wait(time.monotonic() + 0.005)
+
+
+def _go_forward(keeper: Keeper) -> Generator[Wait, bool, None]:
+    """The images are the state now: no process of the old copy may be left, however long that takes."""
+    until = time.monotonic() + FORWARD_SECONDS
+    while not (yield from clear(keeper, time.monotonic() + UNDO_SECONDS)) and time.monotonic() < until:
+        keeper.log(f"processes that do not end: {cgroup.processes(keeper.record.cgroups)}")
+    yield from _ended(keeper)
 
 
 def _ended(keeper: Keeper) -> Generator[Wait, bool, None]:

@@ -68,9 +68,11 @@ CASES = [
     Case("a dead keeper with processes", view(S, keeper_alive=False), Verb.RESCUE),
     Case("a dead keeper with images", view(P, keeper_alive=False, processes_alive=False), Verb.RESCUE),
     Case("a crash after a restore", view(R, keeper_alive=False, processes_alive=False, unproven=True), Verb.RESCUE),
+    Case("a sleeper that is gone: rescued or said", view(S, keeper_alive=False, processes_alive=False), Verb.RESCUE),
+    Case("an end that fails waits", view(R, deleting=True, not_before={Verb.END: NOW + 3}), None, Verb.END, NOW + 3),
     Case("a container that ended", view(R, keeper_alive=False, processes_alive=False), Verb.START),
     Case(
-        "one ended while parked", view(P, keeper_alive=False, processes_alive=False, ended_on_purpose=True), Verb.START
+        "one ended while parked", view(P, keeper_alive=False, processes_alive=False, killed=True), Verb.START
     ),
     Case("restored and alive", view(R, unproven=True, prove_at=NOW), Verb.PROVE),
     Case("a deletion beats everything", view(P, deleting=True, wake_wanted=True, keeper_alive=False), Verb.END),
