@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import fcntl
 import logging
+import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from kybernate import criu
@@ -28,9 +32,18 @@ from kybernate_agent.workloads import Workloads
 log = logging.getLogger("kybernate_agent")
 
 
+class InUseError(RefusedError):
+    """{folder}: another agent uses this folder. Stop it, or give this one a state_dir and run_dir of its own."""
+
+
 async def serve(config: AgentConfig) -> None:
     """Take up what runs, then serve until told to end. Raises KybernateErrors that make a start impossible."""
     prepare_folders(config)
+    with alone(config.state):
+        await _serve(config)
+
+
+async def _serve(config: AgentConfig) -> None:
     await asyncio.to_thread(_keep_criu_quick)
     facts = await asyncio.to_thread(criu.preflight)
     news = News()
@@ -39,12 +52,13 @@ async def serve(config: AgentConfig) -> None:
     services = Services(
         config=config,
         journal=journal,
-        store=FolderStore(config.state / "store", load_key(config.state / "node.key")),
+        store=FolderStore(config.state / "store", load_key(config.state / "node.key"), config.store_reserve_bytes),
         pods=pods,
         changed=news.changed,
         criu_version=".".join(map(str, facts.criu or ())),
         runc_version=".".join(map(str, facts.runc or ())),
         sys_resource=facts.sys_resource,
+        park_refusal=" ".join(f"{f.message} {f.remedy}" for f in facts.findings if f.fatal),
     )
     node = Node(services)
     folder = Folder(config.workloads)
@@ -69,6 +83,20 @@ async def serve(config: AgentConfig) -> None:
         await node.close()
         await pods.close()
         journal.close()
+
+
+@contextlib.contextmanager
+def alone(state: Path) -> Iterator[None]:
+    """Hold the state folder: two agents would answer for the same instances. Raises InUseError."""
+    handle = os.open(state / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InUseError(folder=state) from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def _keep_criu_quick() -> None:

@@ -20,6 +20,7 @@ from kybernate.errors import KybernateError, RefusedError, StateLostError
 from kybernate_agent import life, processes, sleep, wake
 from kybernate_agent.decide import Decision, decide
 from kybernate_agent.instance import Condition, Phase, Policy, Record, Verb, View
+from kybernate_agent.journal import JournalError
 from kybernate_agent.keepers import Keeper, KeeperGoneError, KeeperState, Watch
 from kybernate_agent.orders import Callers, Orders
 from kybernate_agent.policy import policy_of
@@ -53,7 +54,7 @@ class Actor:
         self.decision = Decision()
         self.busy: Verb | None = None
         self.wake_wanted = ""  # the reason
-        self.expect_restore = False
+        self.expects = ""  # what the next `create` of its container is for: start, restore, or nothing
         self.rescued = asyncio.Event()
         self.parking: sleep.Parking | None = None
         self.last_keeper: KeeperState | None = None
@@ -97,15 +98,20 @@ class Actor:
         self._keeper = Keeper(self.services.config.run, record.pod.container)
         self._started_at = time.time()
         await self.watch_keeper()
-        state = self.last_keeper
-        if state and state.init_pid:
-            record.pod.upper = processes.writable_layer(state.init_pid) or record.pod.upper
+        self.rescued.clear()
+        if (state := self.last_keeper) is not None:
+            record.pod.upper = (
+                processes.writable_layer(state.init_pid)
+                or processes.writable_layer_of_bundle(Path(state.bundle))
+                or record.pod.upper
+            )
         await self.open_traffic()
 
     async def open_traffic(self) -> None:
         if self._traffic is None:
-            self._traffic = PodTraffic(self.record.pod.netns, self.workload.ports, self.call)
-            await self._traffic.open()
+            traffic = PodTraffic(self.record.pod.netns, self.workload.ports, self.call)
+            await traffic.open()
+            self._traffic = traffic
 
     async def close_traffic(self) -> None:
         """Rules and sockets go. The pod's namespace may be gone already, and the rules with it."""
@@ -124,6 +130,12 @@ class Actor:
             except ProcessLookupError as error:
                 raise KeeperGoneError(container=self.record.pod.container, cause="its process is gone") from error
 
+    async def end_sleeper(self) -> None:
+        """A sleeper ends without waking, whatever signal its image asks to be stopped with."""
+        if self._keeper is not None and self.record.phase in (Phase.SUSPENDED, Phase.PARKED):
+            with contextlib.suppress(KybernateError):
+                await self._keeper.kill()
+
     def forget_keeper(self) -> None:
         if self._watch:
             self._watch.close()
@@ -136,11 +148,16 @@ class Actor:
         self._restart_later()
         self._watch = None
         self._keeper = None
-        self.rescued.clear()
         self.poke()
 
     def _restart_later(self) -> None:
-        """A container that keeps ending is started again after 10 s, 20 s, ... 5 min, as the kubelet does it."""
+        """A container that keeps ending is started again after 10 s, 20 s, ... 5 min, as the kubelet does it.
+
+        A keeper that dies alone, its application living or parked, is no end of the container.
+        """
+        state = self.last_keeper
+        if state and (state.state == "parked" or processes.is_alive(state.init_pid, state.init_start)):
+            return
         lived = time.time() - self._started_at
         self._crashes = 0 if lived > CRASH_FORGOTTEN_SECONDS else self._crashes + 1
         if self._crashes > 1:
@@ -203,6 +220,7 @@ class Actor:
         if self.record.phase == Phase.RUNNING and self.busy in (None, Verb.PROVE, Verb.RESET):
             self.record.last_activity = time.time()
             return
+        self._refuse_deleted()
         if self.record.phase == Phase.LOST:
             raise StateLostError(f"{self.record.id}: its state is lost; see `kybernate describe {self.record.id}`")
         self.call(reason)
@@ -215,6 +233,7 @@ class Actor:
         """What a person asks for, once. Raises what the verb raised, where `wait`."""
         if self.record.phase in SETTLED_BY[verb] and self.busy is None:
             return
+        self._refuse_deleted()
         if self.record.phase not in (Phase.RUNNING, Phase.SUSPENDED, Phase.PARKED):
             raise RefusedError(f"{self.record.id}: cannot {verb.value} while it is {self.record.phase.value}")
         done = self._orders.give(verb)
@@ -222,6 +241,20 @@ class Actor:
         self.poke()
         if wait:
             await asyncio.shield(done)
+
+    def _refuse_deleted(self) -> None:
+        if self.deleting:
+            raise RefusedError(f"{self.record.id} is being deleted")
+
+    def moved_since_decision(self) -> bool:
+        """Whether data moved, a connection came or a request is in flight that the last decision did not know of."""
+        before, now = self.record.last_activity, time.time()
+        found = self._sample(now)
+        if found is None:
+            return False
+        return self.record.last_activity > before or any(
+            now < since + self.policy.max_in_flight for since in found.in_flight.values()
+        )
 
     def reconfigure(self, workload: GpuWorkload, text: str) -> None:
         """The same template with another policy: nothing has to begin anew."""
@@ -233,6 +266,9 @@ class Actor:
     async def delete(self) -> None:
         """End the instance; returns when it is gone."""
         self.deleting = True
+        gone = RefusedError(f"{self.record.id} is being deleted")
+        self._orders.answer(gone)
+        self._callers.fail(gone)
         self._ending.set()
         self.poke()
         await self.finished.wait()
@@ -244,9 +280,8 @@ class Actor:
         await self.parking.commit()
 
     async def container_deleted(self) -> None:
-        """containerd wants to clean up: not before what lives without a keeper is safe."""
-        if self.last_keeper and processes.is_alive(self.last_keeper.init_pid, self.last_keeper.init_start):
-            await self.rescued.wait()
+        """containerd wants to clean up what lives without its keeper: not before that is safe, or to be ended."""
+        await self.rescued.wait()
 
     # --- the loop ---
 
@@ -266,7 +301,7 @@ class Actor:
             not_before=dict(self._not_before),
             keeper_alive=self._watch is not None,
             processes_alive=state is not None and processes.is_alive(state.init_pid, state.init_start),
-            ended_on_purpose=state is not None and state.state == "ended",
+            killed=state is not None and state.state == "ended" and state.killed,
             unproven=record.unproven != 0,
             prove_at=self.prove_at,
             deleting=self.deleting,
@@ -278,7 +313,7 @@ class Actor:
         return None if since is None else now - (time.monotonic() - since)
 
     def _sample(self, now: float) -> Activity | None:
-        if self.record.phase != Phase.RUNNING or self._traffic is None:
+        if self.record.phase != Phase.RUNNING or self._traffic is None or self.deleting:
             return None
         if self.policy.suspend_after is None and self._orders.current is None:
             return None
@@ -365,8 +400,9 @@ class Actor:
             self._not_before.pop(verb, None)
             if (told := TOLD.get(verb)) is not None:
                 self.record.event("Normal", told, f"{reason}; took {stage.seconds:.3f} s", time.time())
-                self.services.journal.save(self.record)
-            if order is not None and self._orders.current is order and self.record.phase in SETTLED_BY[order.verb]:
+                self._save()
+            order = self._orders.current
+            if order is not None and self.record.phase in SETTLED_BY[order.verb]:
                 self._orders.answer()
             elif verb == Verb.RESUME and order is not None and order.verb != Verb.RESUME:
                 self._orders.answer(RefusedError(f"{self.record.id}: a call came and it was woken"))
@@ -389,7 +425,8 @@ class Actor:
             case Verb.RESET:
                 stage.step("reset")
                 await self.traffic.reset()
-                self.wake_wanted = ""
+                if not self._callers.any:
+                    self.wake_wanted = ""
                 self.record.event("Warning", "WakeTimeout", f"held calls were reset: {stage.reason}", time.time())
             case Verb.END:
                 await life.end(self, stage)
@@ -416,4 +453,10 @@ class Actor:
                 )
             )
             self.back_off(verb, min(60.0, 2.0 ** self.failed(verb)))
-        self.services.journal.save(self.record)
+        self._save()
+
+    def _save(self) -> None:
+        try:
+            self.services.journal.save(self.record)
+        except JournalError as error:
+            log.error("%s: %s", self.record.id, error)

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from kybernate.errors import ExternalError
 from kybernate_agent.instance import Record
 
 SCHEMA = """
@@ -44,10 +45,15 @@ class Step(msgspec.Struct, frozen=True):
     detail: dict[str, Any]
 
 
+class JournalError(ExternalError):
+    """{path} cannot be written: {cause}. Free space on its disk; nothing goes to sleep until then."""
+
+
 class Journal:
-    """The journal of one agent. Not for use from several threads."""
+    """The journal of one agent. Not for use from several threads. What writes raises JournalError."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = normal")
@@ -59,20 +65,25 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("begin immediate")
         try:
-            yield
-        except BaseException:
-            self._db.execute("rollback")
-            raise
-        self._db.execute("commit")
+            self._db.execute("begin immediate")
+            try:
+                yield
+                self._db.execute("commit")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("rollback")
+                raise
+        except sqlite3.Error as error:
+            raise JournalError(path=self._path, cause=str(error)) from error
 
     def step(self, instance: str, verb: str, step: str, epoch: int, **detail: Any) -> None:
         """Say that `step` of `verb` is about to be done."""
-        self._db.execute(
-            "insert into step (instance, verb, step, epoch, at, detail) values (?, ?, ?, ?, ?, ?)",
-            (instance, verb, step, epoch, time.time(), msgspec.json.encode(detail).decode()),
-        )
+        with self._transaction():
+            self._db.execute(
+                "insert into step (instance, verb, step, epoch, at, detail) values (?, ?, ?, ?, ?, ?)",
+                (instance, verb, step, epoch, time.time(), msgspec.json.encode(detail).decode()),
+            )
 
     def settle(self, record: Record) -> None:
         """The verb in flight, if any, is over: forget its steps and keep what is now true."""
@@ -82,7 +93,8 @@ class Journal:
 
     def save(self, record: Record) -> None:
         """Keep what is now known, in the midst of a verb or between verbs."""
-        self._save(record)
+        with self._transaction():
+            self._save(record)
 
     def _save(self, record: Record) -> None:
         self._db.execute(

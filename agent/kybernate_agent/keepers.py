@@ -41,15 +41,17 @@ class KeeperState(msgspec.Struct):
     state: str
     container: str
     keeper_pid: int
+    keeper_start: int = 0
     init_pid: int = 0
     init_start: int = 0
     started: bool = False
     paused: bool = False
+    killed: bool = False
     bundle: str = ""
     runc: str = "runc"
     runc_root: str = ""
     runc_globals: list[str] = []
-    postdump: str = ""
+    lib: str = ""
     cgroups: dict[str, str] = {}
     pod_uid: str = ""
     name: str = ""
@@ -134,6 +136,10 @@ class Keeper:
     async def thaw(self) -> None:
         await self._ask("thaw", FREEZE_SECONDS)
 
+    async def kill(self) -> None:
+        """End the container, and with it the keeper."""
+        await self._ask("kill", FREEZE_SECONDS, signal=9)
+
     async def dump(self, images: Path, work: Path, conf: str, seconds: float) -> dict[str, Any]:
         return await self._ask("dump", seconds, images=str(images), work=str(work), conf=conf, deadline_seconds=seconds)
 
@@ -141,6 +147,24 @@ class Keeper:
         return await self._ask(
             "restore", seconds, images=str(images), work=str(work), conf=conf, deadline_seconds=seconds
         )
+
+
+async def ended(pid: int, start: int, seconds: float) -> bool:
+    """Whether the process that began at `start` (see process_start) is gone, now or within `seconds`."""
+    gone = asyncio.Event()
+    try:
+        watch = Watch(pid, gone.set)
+    except (ProcessLookupError, OSError):
+        return True
+    try:
+        if process_start(pid) == start:
+            async with asyncio.timeout(seconds):
+                await gone.wait()
+        return True
+    except TimeoutError:
+        return process_start(pid) != start
+    finally:
+        watch.close()
 
 
 class Watch:

@@ -7,13 +7,15 @@ and restored into; the hook's `create` asks for the word, and gets it for exactl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kybernate.errors import DeadlineError, ExternalError, KybernateError, StateLostError
+from kybernate.errors import DeadlineError, ExternalError, KybernateError, RefusedError, StateLostError
+from kybernate.store import Staging
 from kybernate_agent import orphan, processes
 from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.keepers import KeeperState
@@ -33,16 +35,23 @@ async def start(actor: Actor, stage: Stage) -> None:
     if not record.pod.uid:
         record.pod.uid = str(uuid.uuid4())
     stage.step("pod", uid=record.pod.uid)
+    await actor.close_traffic()  # what a dead agent or an earlier sleep left; the pod may get another namespace
     actor.services.journal.save(record)
-    actor.expect_restore = False
-    if record.pod.sandbox and await pods.sandbox_ready(record.pod.sandbox):
-        record.pod.attempt += 1
-        pod = await pods.recreate_container(actor.workload, record.pod)
-    else:
-        pod = await pods.start_pod(actor.workload, record.id, record.pod.uid)
+    if record.phase == Phase.SUSPENDED:
+        record.event("Warning", "StateLost", "it ended while it was suspended; it begins anew", time.time())
+    actor.expects = "start"
+    try:
+        if record.pod.sandbox and await pods.sandbox_ready(record.pod.sandbox):
+            record.pod.attempt += 1
+            pod = await pods.recreate_container(actor.workload, record.pod)
+        else:
+            pod = await pods.start_pod(actor.workload, record.id, record.pod.uid)
+    finally:
+        actor.expects = ""
     record.pod = pod
     stage.step("adopt", container=pod.container)
     await actor.adopt()
+    await actor.traffic.release()
     record.unproven = 0
     record.enter(Phase.RUNNING, time.time())
     record.last_activity = record.since
@@ -67,6 +76,8 @@ async def rescue(actor: Actor, stage: Stage) -> None:
     record = actor.record
     state = actor.last_keeper
     was_awake = record.phase == Phase.RUNNING
+    if state is not None:
+        await orphan.end_restore(state)
     if state is not None and processes.is_alive(state.init_pid, state.init_start):
         await _dump_orphan(actor, stage, state)
     elif record.phase == Phase.RUNNING and record.unproven:
@@ -77,7 +88,7 @@ async def rescue(actor: Actor, stage: Stage) -> None:
     stage.step("recreate", epoch=record.epoch, awake=was_awake)
     if not await asyncio.to_thread(_has_images, actor):
         raise StateLostError(f"{record.id}: its keeper died, and no verified images of epoch {record.epoch} exist")
-    actor.expect_restore = True
+    actor.expects = "restore"
     actor.rescued.set()
     try:
         if not await actor.services.pods.sandbox_ready(record.pod.sandbox):
@@ -88,9 +99,10 @@ async def rescue(actor: Actor, stage: Stage) -> None:
         record.pod.attempt += 1
         record.pod = await actor.services.pods.recreate_container(actor.workload, record.pod)
     finally:
-        actor.expect_restore = False
+        actor.expects = ""
     await actor.adopt()
     await actor.traffic.hold(record.pod.held_ports)
+    record.clear_condition("Degraded")
 
 
 def _has_images(actor: Actor) -> bool:
@@ -106,23 +118,45 @@ async def _dump_orphan(actor: Actor, stage: Stage, state: KeeperState) -> None:
     await actor.traffic.hold(record.pod.held_ports)
     epoch = record.epoch + 1
     staging = await asyncio.to_thread(store.stage, record.id, epoch, processes.resident_bytes(pids))
-    parking = actor.parking = Parking(actor, stage, staging, state.init_pid)
+    # An epoch is used once, also when its dump comes to nothing.
+    record.epoch = epoch
+    parking = actor.parking = Parking(actor, stage, staging, state)
     stage.step("dump", epoch=epoch)
     try:
         runner = orphan.Dump(state, actor.services.config, actor.record.pod.container)
         await dump(actor, parking, runner.run)
-    except BaseException:
-        await asyncio.shield(asyncio.to_thread(store.discard, staging))
-        raise
+    except BaseException as error:
+        if not await asyncio.shield(parking.went_through()):
+            transient = isinstance(error, KybernateError) and bool(error.fields.get("transient"))
+            await asyncio.shield(_let_go(actor, state, staging, transient))
+            raise
     finally:
         actor.parking = None
-    record.epoch = epoch
+    record.unproven = 0
     await retire(actor, keep=epoch)
 
 
+async def _let_go(actor: Actor, state: KeeperState, staging: Staging, transient: bool) -> None:
+    """The dump came to nothing. What ran runs on; so does what has to run to get over what CRIU refused it for."""
+    with contextlib.suppress(KybernateError):
+        await asyncio.to_thread(actor.services.store.discard, staging)
+    await retire(actor, only=staging.epoch)
+    if actor.record.phase == Phase.RUNNING or transient:
+        await asyncio.to_thread(orphan.thaw, state.cgroups)
+        await actor.traffic.release()
+    else:
+        await actor.traffic.watch(actor.record.pod.held_ports)
+
+
 async def prepare_create(actor: Actor, bundle: Path) -> dict[str, str]:
-    """The hook's question at `create`: begin anew, or restore? Copies the old writable layer into the new container."""
-    if not actor.expect_restore:
+    """The hook's question at `create`: begin anew, or restore? Copies the old writable layer into the new container.
+
+    Raises RefusedError where this agent has not just asked for the container: a `create` on behalf of an agent that was
+    killed meanwhile would be a second copy, or a cold start in place of a restore.
+    """
+    if not actor.expects:
+        raise RefusedError(f"{actor.record.id}: no start of it is under way")
+    if actor.expects == "start":
         return {"action": "start"}
     old, new = actor.record.pod.upper, await asyncio.to_thread(processes.writable_layer_of_bundle, bundle)
     if old and new and old != new:
@@ -142,10 +176,12 @@ async def copy_layer(old: Path, new: Path) -> None:
     try:
         async with asyncio.timeout(COPY_SECONDS):
             _, stderr = await copy.communicate()
-    except TimeoutError as error:
+    except BaseException as error:
         copy.kill()
         await copy.wait()
-        raise DeadlineError(f"copying the writable layer {old} took longer than {COPY_SECONDS:g} s") from error
+        if isinstance(error, TimeoutError):
+            raise DeadlineError(f"copying the writable layer {old} took longer than {COPY_SECONDS:g} s") from error
+        raise
     if copy.returncode:
         raise ExternalError(f"copying the writable layer {old} failed: {stderr.decode(errors='replace').strip()}")
 
@@ -154,11 +190,15 @@ async def end(actor: Actor, stage: Stage) -> None:
     """End the instance for good: processes, pod, rules, images, journal rows."""
     record, services = actor.record, actor.services
     stage.step("stop")
+    await actor.end_sleeper()
     actor.forget_keeper()
+    if actor.last_keeper is not None:
+        await orphan.end(actor.last_keeper)
+    actor.rescued.set()
     await services.pods.remove_pod(record.pod)
     stage.step("clean")
     if actor.has_traffic:
         await actor.close_traffic()
-    await retire(actor)
+    await asyncio.to_thread(services.store.forget, record.id)
     await asyncio.to_thread(actor.remove_work)
     record.enter(Phase.ENDED, time.time())

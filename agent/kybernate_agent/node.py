@@ -11,16 +11,19 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from kybernate.api import GpuWorkload, load
 from kybernate.errors import InvalidError, KybernateError, NotFoundError, RefusedError
-from kybernate_agent import life, processes, wake
+from kybernate_agent import life, processes, sleep, wake
 from kybernate_agent.actor import Actor
 from kybernate_agent.hookserver import HookServer
 from kybernate_agent.instance import Condition, Phase, Record, Verb
-from kybernate_agent.keepers import Keeper, KeeperGoneError, KeeperState
+from kybernate_agent.keepers import Keeper, KeeperGoneError, KeeperState, ended
 from kybernate_agent.recover import SETTLED, Evidence, recover
 from kybernate_agent.services import Services
 
@@ -30,6 +33,15 @@ SETTLE_SECONDS = 0.02
 EXEC_WAKE_SECONDS = 110.0  # less than the two minutes that the kubelet gives
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A workload that somebody wants, the manifest it stands in, and what that says."""
+
+    workload: GpuWorkload
+    source: str
+    text: str
+
+
 class Node:
     """All instances of this node. Used from the event loop only."""
 
@@ -37,6 +49,8 @@ class Node:
         self.services = services
         self.actors: dict[str, Actor] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._wishes: dict[str, Wish] = {}  # what is to come when an instance that is ending is gone
+        self._endings: set[asyncio.Task[None]] = set()
         self._hooks = HookServer(services.config.run, self._answer)
         self._ready = asyncio.Event()
 
@@ -47,8 +61,7 @@ class Node:
         await self._hooks.open()
         records = self.services.journal.records()
         actors = [actor for record in records if (actor := self._known(record)) is not None]
-        for actor in actors:
-            await self._recover_or_say(actor)
+        await asyncio.gather(*(self._recover_or_say(actor) for actor in actors))
         await asyncio.to_thread(wake.clear_mounts, self.services.config.run)
         removed = await asyncio.to_thread(self.services.store.sweep)
         if removed:
@@ -87,16 +100,27 @@ class Node:
         for pod in await self.services.pods.find_pods():
             if pod.sandbox not in known:
                 log.info("removing pod %s, whose start was cut short", pod.sandbox)
-                await self.services.pods.remove_pod(pod)
+                try:
+                    await self.services.pods.remove_pod(pod)
+                except KybernateError as error:
+                    log.error("pod %s stays for now: %s", pod.sandbox, error)
 
     async def _recover(self, actor: Actor) -> None:
         record, services = actor.record, self.services
         steps = services.journal.steps(record.id)
+        if steps and steps[-1].verb in (Verb.START, Verb.RESCUE):
+            await self._take_newest(record)
         keeper = await _settled(services.config.run, record.pod.container)
         last = keeper or (
             Keeper(services.config.run, record.pod.container).last_state() if record.pod.container else None
         )
         actor.last_keeper = last
+        if (
+            keeper is None
+            and last is not None
+            and (services.config.run / "keepers" / last.container / "committed").exists()
+        ):
+            await ended(last.init_pid, last.init_start, sleep.END_SECONDS)  # CRIU had our yes and is at it
         manifests = await asyncio.to_thread(services.store.manifests, record.id)
         found = Evidence(
             phase=record.phase,
@@ -127,6 +151,15 @@ class Node:
             await actor.traffic.hold(record.pod.held_ports)
         services.journal.settle(record)
 
+    async def _take_newest(self, record: Record) -> None:
+        """A start or a rescue was cut short. The container that it made counts, if it came as far as being started."""
+        for pod in await self.services.pods.find_pods():
+            if pod.uid == record.pod.uid and pod.container and pod.container != record.pod.container:
+                keeper = await _settled(self.services.config.run, pod.container)
+                if keeper is not None and keeper.started:
+                    kept = {"upper": record.pod.upper, "held_ports": record.pod.held_ports}
+                    record.pod = msgspec.structs.replace(pod, **kept)
+
     async def _take_up(self, actor: Actor, phase: Phase, wake: bool) -> None:
         await actor.adopt()
         actor.prove_at = time.time() + self.services.config.prove_seconds
@@ -156,9 +189,12 @@ class Node:
             except Exception:
                 log.exception("%s: the actor failed; it begins again from what is known", actor.record.id)
                 await asyncio.sleep(1.0)
-        self.actors.pop(actor.record.id, None)
-        self._tasks.pop(actor.record.id, None)
-        self.services.changed(actor.record.id)
+        name = actor.record.id
+        self.actors.pop(name, None)
+        self._tasks.pop(name, None)
+        self.services.changed(name)
+        if (wish := self._wishes.pop(name, None)) is not None:
+            self._create_instance(name, wish)
 
     # --- workloads ---
 
@@ -169,35 +205,51 @@ class Node:
             raise NotFoundError(f"no workload or instance is called {name!r}; `kybernate get` lists them")
         return actor
 
-    async def want(self, workload: GpuWorkload, source: str, text: str) -> str:
-        """A workload as its manifest now says: `created`, `configured` or `unchanged`."""
-        name = f"{workload.metadata.name}-0"
+    def want(self, workload: GpuWorkload, source: str, text: str) -> str:
+        """A workload as its manifest now says: `created`, `configured` or `unchanged`. Never waits."""
+        name = f"{workload.name}-0"
+        wish = Wish(workload, source, text)
         actor = self.actors.get(name)
-        if actor is not None and actor.deleting:
-            await actor.finished.wait()
-            actor = None
         if actor is None:
-            record = Record(id=name, workload=workload.metadata.name, source=source, text=text, since=time.time())
-            self.services.journal.settle(record)
-            self._run(Actor(self.services, record, workload))
-            self.services.changed(name)
+            self._create_instance(name, wish)
+            return "created"
+        if actor.deleting:
+            self._wishes[name] = wish  # when the old one is gone
             return "created"
         actor.record.source = source
         if actor.workload == workload:
             return "unchanged"
         if actor.workload.spec.template != workload.spec.template:
             log.warning("%s: its template changed: it begins anew, its state is given up", name)
-            await actor.delete()
-            await self.want(workload, source, text)
-            return "configured"
-        actor.reconfigure(workload, text)
+            self._wishes[name] = wish
+            self._end(actor)
+        else:
+            actor.reconfigure(workload, text)
         return "configured"
 
-    async def unwant(self, workload: str) -> None:
-        """The workload is gone: end its instance. Nothing where there is none."""
-        actor = self.actors.get(f"{workload}-0")
+    def _create_instance(self, name: str, wish: Wish) -> None:
+        now = time.time()
+        record = Record(id=name, workload=wish.workload.name, source=wish.source, text=wish.text, since=now)
+        self.services.journal.settle(record)
+        self._run(Actor(self.services, record, wish.workload))
+        self.services.changed(name)
+
+    def unwant(self, workload: str) -> asyncio.Future[None]:
+        """The workload is gone: its instance ends. The future is done when it has; at once where there is none."""
+        name = f"{workload}-0"
+        self._wishes.pop(name, None)
+        actor = self.actors.get(name)
         if actor is not None:
-            await actor.delete()
+            return self._end(actor)
+        nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        nothing.set_result(None)
+        return nothing
+
+    def _end(self, actor: Actor) -> asyncio.Future[None]:
+        task = asyncio.create_task(actor.delete())
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+        return asyncio.shield(task)
 
     # --- the hook's questions ---
 
@@ -234,7 +286,10 @@ class Node:
 
     async def _create(self, message: Mapping[str, Any]) -> dict[str, Any]:
         for actor in self.actors.values():
-            if actor.record.pod.uid and actor.record.pod.uid == message.get("pod_uid"):
+            mine = actor.record.pod.uid == message.get("pod_uid") and actor.workload.container.name == message.get(
+                "name"
+            )
+            if actor.record.pod.uid and mine:
                 return dict(await life.prepare_create(actor, Path(str(message.get("bundle", "")))))
         raise RefusedError(f"no workload of this node has a pod with uid {message.get('pod_uid')!r}")
 
@@ -247,9 +302,9 @@ class Node:
 
     async def _delete(self, container: str) -> None:
         """containerd cleans up after a container; what lives without a keeper must be safe first."""
-        for actor in self.actors.values():
-            if actor.record.pod.container == container:
-                await actor.container_deleted()
+        actor = next((a for a in self.actors.values() if a.record.pod.container == container), None)
+        if actor is not None:
+            await actor.container_deleted()
 
     async def _target(self, container: str) -> dict[str, Any]:
         actor = self._by_container(container)

@@ -42,6 +42,10 @@ class Callers:
     def __init__(self) -> None:
         self._waiting: set[asyncio.Future[None]] = set()
 
+    @property
+    def any(self) -> bool:
+        return bool(self._waiting)
+
     async def wait(self, seconds: float) -> None:
         """Raises TimeoutError, or the error given to `fail`."""
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()

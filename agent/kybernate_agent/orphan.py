@@ -1,7 +1,8 @@
-"""Processes whose keeper died: freeze and dump them without it.
+"""Processes whose keeper died: freeze and dump them without it, or end them.
 
 The kernel gives them to the next subreaper; containerd believes their container ended. runc still knows them, so the
-dump is the keeper's, run by the agent: same configuration, same veto in CRIU's post-dump step.
+dump is the keeper's, run by the agent: same configuration, same veto in CRIU's post-dump step. A keeper that died in
+the midst of a dump or a restore leaves runc and CRIU at work; their processes are found by their command line.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from typing import Any
 from kybernate.errors import DeadlineError
 from kybernate_agent.config import AgentConfig
 from kybernate_agent.keepers import KeeperError, KeeperState
+from kybernate_agent.processes import is_alive, pids_of
 
 FREEZE_SECONDS = 10.0
+END_SECONDS = 10.0
+REPLY_SECONDS = 2.0  # what post-dump leaves of the deadline for CRIU to undo or to end the processes
 
 
 def freeze(cgroups: Mapping[str, str]) -> None:
@@ -41,6 +45,57 @@ def freeze(cgroups: Mapping[str, str]) -> None:
         time.sleep(0.002)  # version 1 has no event for it
 
 
+def thaw(cgroups: Mapping[str, str]) -> None:
+    """Let a container's cgroup run. Nothing where it is gone."""
+    v1 = "freezer" in cgroups
+    file = Path(cgroups["freezer"], "freezer.state") if v1 else Path(cgroups[""], "cgroup.freeze")
+    with contextlib.suppress(FileNotFoundError):
+        file.write_text("THAWED" if v1 else "0")
+
+
+async def end(state: KeeperState) -> None:
+    """Kill what a dead keeper left: runc and CRIU at work for its container, then the container's processes.
+
+    Nothing where the keeper lives. Raises DeadlineError.
+    """
+    if is_alive(state.keeper_pid, state.keeper_start) or not state.cgroups:
+        return
+    until = time.monotonic() + END_SECONDS
+    while left := [*_at_work(state), *pids_of(state.cgroups)]:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        thaw(state.cgroups)  # version 1 delivers nothing to a frozen group
+        if time.monotonic() > until:
+            raise DeadlineError(f"processes of container {state.container} do not end: {left}")
+        await asyncio.sleep(0.005)
+
+
+async def end_restore(state: KeeperState) -> None:
+    """A restore that a dead keeper began would end in a copy that nobody knows of."""
+    if state.state == "restoring":
+        await end(state)
+
+
+def _at_work(state: KeeperState) -> list[int]:
+    """runc and CRIU that the keeper began: the groups of processes that were told to dump or restore the container."""
+    groups = set()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+            if {"checkpoint", "restore"} & set(argv) and any(state.container in word for word in argv):
+                groups.add(os.getpgid(int(entry.name)))
+    for entry in Path("/proc").iterdir():
+        if groups and entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if os.getpgid(int(entry.name)) in groups:
+                    found.append(int(entry.name))
+    return found
+
+
 class Dump:
     """`runc checkpoint` of a container whose keeper is gone."""
 
@@ -52,12 +107,13 @@ class Dump:
     async def run(self, images: Path, work: Path, conf: str, seconds: float) -> dict[str, Any]:
         """As Keeper.dump. Raises KeeperError, DeadlineError."""
         folder = self._config.run / "keepers" / self._container
-        conf += f"action-script {self._state.postdump}\n"
-        await asyncio.to_thread((folder / "criu.conf").write_text, conf)
+        conf += f"action-script {self._state.lib}/post-dump\n"
+        (folder / "committed").unlink(missing_ok=True)  # the mark of an earlier yes
+        (folder / "criu.conf").write_text(conf)
         told = {
             "KYBERNATE_CONTAINER": self._container,
             "KYBERNATE_IMAGES": str(images),
-            "KYBERNATE_UNTIL": str(time.monotonic() + seconds),
+            "KYBERNATE_UNTIL": str(time.monotonic() + seconds - REPLY_SECONDS),
         }
         process = await asyncio.create_subprocess_exec(
             self._state.runc, "--root", self._state.runc_root, "checkpoint",

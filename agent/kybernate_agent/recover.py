@@ -53,7 +53,9 @@ def recover(found: Evidence) -> Verdict:
     if found.keeper in ("parked", "awaiting-restore"):
         return _images(found, waking or found.keeper == "awaiting-restore")
     if found.processes_alive:
-        return Verdict(found.phase, found.epoch, found.unproven, message="its keeper died, its processes live")
+        living = _living(found, found.phase)
+        message = "its keeper died, its processes live"
+        return Verdict(found.phase, living.epoch, living.unproven, living.retire, message=message)
     if found.phase == Phase.PENDING or found.verb == Verb.START:
         return Verdict(Phase.PENDING, found.epoch, retire=found.epochs)
     if found.phase == Phase.RUNNING and found.verb in (None, Verb.PROVE, Verb.SUSPEND) and not found.unproven:

@@ -21,3 +21,4 @@ class Services:
     criu_version: str
     runc_version: str
     sys_resource: bool  # CRIU may dump processes that are not root's
+    park_refusal: str = ""  # why nothing can be parked on this machine; empty: it can

@@ -22,7 +22,7 @@ from kybernate.errors import ExternalError, KybernateError, RefusedError
 from kybernate.store import Staging
 from kybernate_agent import processes
 from kybernate_agent.instance import Condition, Phase, Verb
-from kybernate_agent.keepers import KeeperError, KeeperState
+from kybernate_agent.keepers import KeeperError, KeeperState, ended
 from kybernate_agent.stage import AbortedError, Stage
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = 1.0
 RETRY_MOST_SECONDS = 300.0
+END_SECONDS = 10.0  # in which CRIU ends the processes after our yes
 
 
 Dump = Callable[[Path, Path, str, float], Awaitable[Any]]
@@ -59,8 +60,8 @@ async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
         stage.step("freeze")
         frozen = True
         await keeper.freeze()
-        # Data that came before the rule and was not read before the freeze would lie there unseen.
-        if not ordered and traffic.has_unread():
+        # What came before the rule is no event: unread, it lies in a socket; read, its connection has moved.
+        if not ordered and (traffic.has_unread() or actor.moved_since_decision()):
             raise AbortedError(f"{record.id}: a call came in")
     except BaseException:
         if frozen:
@@ -81,14 +82,17 @@ def _refuse_busy(actor: Actor, pids: list[int], init_pid: int) -> None:
 class Parking:
     """One park under way; the post-dump script finds it by its images and commits through it."""
 
-    def __init__(self, actor: Actor, stage: Stage, staging: Staging, init_pid: int) -> None:
+    def __init__(self, actor: Actor, stage: Stage, staging: Staging, state: KeeperState) -> None:
         self.actor = actor
         self.stage = stage
         self.staging = staging
-        self.init_pid = init_pid
+        self.init_pid = state.init_pid
+        self.init_start = state.init_start
         self.empty_tmpfs: list[str] = []
         self.skeletons: list[skeleton.Skeleton] = []
         self.committed = False
+        self._closed = False
+        self._deciding = asyncio.Lock()
 
     async def conf(self) -> str:
         """CRIU's options for this dump; to be asked when nothing in the container runs."""
@@ -98,7 +102,19 @@ class Parking:
         return criu.dump_conf(empty_tmpfs=self.empty_tmpfs, external=external)
 
     async def commit(self) -> None:
-        """Called while the processes are dumped and still there. Raises to veto."""
+        """Called while the processes are dumped and still there. Raises to veto.
+
+        Not to be cut off half way: whoever gave the park up meanwhile waits in `went_through` until this is decided.
+        """
+        await asyncio.shield(asyncio.ensure_future(self._commit()))
+
+    async def _commit(self) -> None:
+        async with self._deciding:
+            if self._closed:
+                raise RefusedError(f"{self.actor.record.id}: this park was given up")
+            await self._publish()
+
+    async def _publish(self) -> None:
         actor = self.actor
         self.stage.step("commit", epoch=self.staging.epoch)
         if not await asyncio.to_thread(self._as_it_was):
@@ -113,6 +129,19 @@ class Parking:
     def _as_it_was(self) -> bool:
         same = criu.still_empty(self.init_pid, self.empty_tmpfs)
         return same and skeleton.unchanged(self.init_pid, self.skeletons)
+
+    async def went_through(self) -> bool:
+        """After an error: whether the processes ended all the same. They do once CRIU has our yes, whatever becomes of
+        the keeper, of runc or of us; to take the images away then would be to lose the state."""
+        async with self._deciding:
+            self._closed = True
+        if not self.committed:
+            return False
+        with contextlib.suppress(KybernateError):
+            state = (await self.actor.keeper.state()).state
+            if state != "dumping":
+                return state == "parked"
+        return await ended(self.init_pid, self.init_start, END_SECONDS)
 
 
 def _made(actor: Actor) -> dict[str, Any]:
@@ -140,20 +169,23 @@ async def park(actor: Actor, stage: Stage) -> None:
     pids = processes.pids_of(state.cgroups)
     await asyncio.to_thread(refuse_unsuitable, actor, state, pids)
     epoch = record.epoch + 1
+    if services.park_refusal:
+        raise RefusedError(f"{record.id}: {services.park_refusal}")
     stage.step("stage", epoch=epoch)
     needed = processes.resident_bytes(pids)
-    staging = await asyncio.to_thread(services.store.stage, record.id, epoch, needed)
     # An epoch is used once, also when its dump comes to nothing.
     record.epoch = epoch
-    actor.parking = Parking(actor, stage, staging, state.init_pid)
+    staging = await asyncio.to_thread(services.store.stage, record.id, epoch, needed)
+    parking = actor.parking = Parking(actor, stage, staging, state)
     try:
         stage.step("hold", epoch=epoch)
         await actor.traffic.hold(record.pod.held_ports)
         stage.step("dump", epoch=epoch)
-        await dump(actor, actor.parking, actor.keeper.dump)
+        await dump(actor, parking, actor.keeper.dump)
     except BaseException:
-        await asyncio.shield(_undo(actor, staging))
-        raise
+        if not await asyncio.shield(parking.went_through()):
+            await asyncio.shield(_undo(actor, staging))
+            raise
     finally:
         actor.parking = None
     record.clear_condition("NotParkable")

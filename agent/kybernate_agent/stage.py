@@ -17,7 +17,7 @@ from typing import Any
 
 from kybernate.errors import KybernateError, RefusedError
 from kybernate_agent.instance import Record, Transition, Verb
-from kybernate_agent.journal import Journal
+from kybernate_agent.journal import Journal, JournalError
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,15 @@ class Stage:
         """`name` is about to be done; the step before it is over. `epoch`: of the images, where not the record's."""
         self._close()
         self._name = name
-        self._journal.step(
-            self.record.id, self.verb.value, name, self.record.epoch if epoch is None else epoch, **detail
-        )
+        try:
+            self._journal.step(
+                self.record.id, self.verb.value, name, self.record.epoch if epoch is None else epoch, **detail
+            )
+        except JournalError as error:
+            # A full disk must not keep anybody from waking: what lives is the truth, with or without its row.
+            if self.verb != Verb.RESUME:
+                raise
+            log.error("%s: %s", self.record.id, error)
 
     def _close(self) -> None:
         now = time.monotonic()
@@ -81,6 +87,9 @@ class Stage:
                     phases=self.phases,
                 )
             )
-        self._journal.settle(self.record)
+        try:
+            self._journal.settle(self.record)
+        except JournalError as failure:
+            log.error("%s: %s", self.record.id, failure)
         level = logging.INFO if error is None or isinstance(error, KybernateError) else logging.ERROR
         log.log(level, "%s: %s %s in %.3f s: %s", self.record.id, self.verb.value, outcome, self.seconds, message)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kybernate import criu
 from kybernate.criu import skeleton
-from kybernate.errors import ExternalError, KybernateError, StateLostError
+from kybernate.errors import DeadlineError, ExternalError, KybernateError, StateLostError
 from kybernate.store import Manifest
 from kybernate_agent import processes
 from kybernate_agent.instance import Condition, Phase, Verb
@@ -60,7 +60,11 @@ async def _awake(actor: Actor, stage: Stage, source: str) -> None:
     record.last_wake_seconds = round(stage.seconds, 4)
     actor.awake()
     stage.step("release")
-    await actor.traffic.release()
+    try:
+        await actor.traffic.release()
+    except (ExternalError, DeadlineError) as error:
+        # It runs, and its packets pass through us; the next sleep and wake try again to take the rules out.
+        actor.say(Condition(type="Degraded", status="True", reason="RulesStay", message=str(error), at=time.time()))
 
 
 async def _restore(actor: Actor, stage: Stage, stand: criu.Stand) -> None:
@@ -90,6 +94,7 @@ async def _restore(actor: Actor, stage: Stage, stand: criu.Stand) -> None:
     finally:
         await hurried
     record.clear_condition("RestoreFailed")
+    record.clear_condition("StateLost")
     actor.prove_at = time.time() + services.config.prove_seconds
 
 

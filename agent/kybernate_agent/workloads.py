@@ -13,9 +13,9 @@ from pathlib import Path
 import yaml
 
 from kybernate.api import GpuWorkload, load
-from kybernate.errors import InvalidError, KybernateError
+from kybernate.errors import InvalidError
 from kybernate_agent.node import Node
-from kybernate_agent.standalone.folder import Folder, FolderEvent, Invalid, Removed
+from kybernate_agent.standalone.folder import Changed, Folder, FolderEvent, Invalid
 
 log = logging.getLogger(__name__)
 
@@ -36,94 +36,101 @@ class Workloads:
         self._folder = folder
         self._node = node
         self._files: dict[Path, list[GpuWorkload]] = {}
+        self._refused: dict[Path, Changed] = {}  # files whose workload's name stands in another file
         self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Take up each change of the folder until cancelled. Raises FolderGoneError."""
         adopting = asyncio.create_task(self._adopt_known())
         try:
-            await self._follow()
+            async for event in self._folder.events():
+                async with self._lock:
+                    self._take(event)
         finally:
             adopting.cancel()
 
-    async def _follow(self) -> None:
-        async for event in self._folder.events():
-            async with self._lock:
-                try:
-                    await self._take(event)
-                except KybernateError as error:
-                    log.error("%s", error)
-
-    async def _take(self, event: FolderEvent) -> None:
+    def _take(self, event: FolderEvent) -> None:
         if isinstance(event, Invalid):
             log.error("%s: not taken up, what it said before goes on: %s", event.path, event.error)
-        elif isinstance(event, Removed):
-            for workload in self._files.pop(event.path, []):
-                self._later(workload.metadata.name)
-        else:
-            await self._changed(event.path, event.workloads, event.text)
+            return
+        self._refused.pop(event.path, None)
+        if isinstance(event, Changed):
+            self._changed(event)
+            return
+        for workload in self._files.pop(event.path, []):
+            self._node.unwant(workload.name)
+        for refused in list(self._refused.values()):
+            self._take(refused)
 
-    def _later(self, name: str) -> None:
-        task = asyncio.create_task(self._node.unwant(name))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _changed(self, path: Path, workloads: list[GpuWorkload], text: str) -> None:
-        names = {w.metadata.name for w in workloads}
-        for other, theirs in self._files.items():
-            if other != path and (both := names & {w.metadata.name for w in theirs}):
-                raise InvalidError(
-                    f"{path}: workload {sorted(both)[0]!r} stands in {other} already; rename one of them"
-                )
-        for workload in self._files.get(path, []):
-            if workload.metadata.name not in names:
-                self._later(workload.metadata.name)
-        self._files[path] = workloads
-        for workload, document in zip(workloads, documents(text), strict=True):
-            await self._node.want(workload, str(path), document)
+    def _changed(self, event: Changed) -> None:
+        names = {workload.name for workload in event.workloads}
+        for other, theirs in list(self._files.items()):
+            if other == event.path or not (both := names & {workload.name for workload in theirs}):
+                continue
+            if not other.exists():  # the file was renamed
+                del self._files[other]
+                continue
+            self._refused[event.path] = event
+            log.error("%s: workload %r stands in %s already; rename one of them", event.path, sorted(both)[0], other)
+            return
+        for workload in self._files.get(event.path, []):
+            if workload.name not in names:
+                self._node.unwant(workload.name)
+        self._files[event.path] = event.workloads
+        for workload, document in zip(event.workloads, documents(event.text), strict=True):
+            self._node.want(workload, str(event.path), document)
 
     async def _adopt_known(self) -> None:
-        """After the first look at the folder: instances whose manifest went while no agent ran are ended."""
+        """After the first look at the folder: instances whose manifest went while no agent ran are ended.
+
+        One whose file is there but cannot be understood goes on as it was.
+        """
         await self._folder.listed.wait()
-        wanted = {w.metadata.name for theirs in self._files.values() for w in theirs}
+        wanted = {workload.name for theirs in self._files.values() for workload in theirs}
         for actor in list(self._node.actors.values()):
-            if actor.record.workload not in wanted:
-                self._later(actor.record.workload)
+            source = Path(actor.record.source)
+            understood = source in self._files or not source.exists()
+            if actor.record.workload not in wanted and understood:
+                self._node.unwant(actor.record.workload)
 
     async def apply(self, text: str, file_name: str) -> list[tuple[str, str]]:
         """Write the workloads into the folder, a file each; (name, created | configured | unchanged). All or none."""
         workloads = load(text, file_name)
         if not workloads:
             raise InvalidError(f"{file_name}: no GpuWorkload in it")
-        outcome: list[tuple[str, str]] = []
         async with self._lock:
-            for workload, document in zip(workloads, documents(text), strict=True):
-                name = workload.metadata.name
-                path = self._source(name) or self._folder.path / f"{name}.yaml"
-                if len(self._files.get(path, [])) > 1:
-                    raise InvalidError(f"{name!r} stands in {path} beside others; change it there")
-                self._files[path] = [workload]
+            paths = [self._target(workload.name) for workload in workloads]
+            outcome: list[tuple[str, str]] = []
+            for workload, path, document in zip(workloads, paths, documents(text), strict=True):
                 await asyncio.to_thread(_write, path, document)
-                outcome.append((name, await self._node.want(workload, str(path), document)))
+                self._files[path] = [workload]
+                outcome.append((workload.name, self._node.want(workload, str(path), document)))
         return outcome
 
+    def _target(self, name: str) -> Path:
+        """The file that is to hold the workload, alone. Raises InvalidError where another workload lives there."""
+        path = self._source(name) or self._folder.path / f"{name}.yaml"
+        others = {workload.name for workload in self._files.get(path, [])} - {name}
+        if others:
+            raise InvalidError(f"{path} holds {', '.join(sorted(others))}: change {name!r} there, or rename that file")
+        return path
+
     def _source(self, name: str) -> Path | None:
-        return next((p for p, ws in self._files.items() if any(w.metadata.name == name for w in ws)), None)
+        return next((p for p, ws in self._files.items() if any(w.name == name for w in ws)), None)
 
     async def delete(self, name: str, wait: bool) -> str:
         """Remove the manifest; the instance ends. Raises NotFoundError, InvalidError."""
         workload = self._node.find(name).record.workload
-        path = self._source(workload)
-        if path is not None and len(self._files[path]) > 1:
-            raise InvalidError(f"{workload!r} stands in {path} beside others; take it out there")
-        if path is not None:
-            self._files.pop(path, None)
-            path.unlink(missing_ok=True)
+        async with self._lock:
+            path = self._source(workload)
+            if path is not None and len(self._files[path]) > 1:
+                raise InvalidError(f"{workload!r} stands in {path} beside others; take it out there")
+            if path is not None:
+                self._files.pop(path, None)
+                await asyncio.to_thread(path.unlink, missing_ok=True)
+            gone = self._node.unwant(workload)
         if wait:
-            await self._node.unwant(workload)
-        else:
-            self._later(workload)
+            await gone
         return workload
 
 

@@ -6,6 +6,7 @@ Both look at a flat folder of regular files. What is no regular file is refused 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ from kybernate.store.errors import ImageDamagedError, StoreFailedError, UnsafePa
 from kybernate.store.paths import open_file
 from kybernate.store.types import ImageFile, Manifest
 
+# These say nothing of the file: the next try may find it whole.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 _FSYNCS = 8  # at once: they share the journal's commits
 
 
@@ -60,7 +63,11 @@ def verify(images: int, manifest: Manifest, thorough: bool, damage: Callable[[st
                 fd, size = open_file(file.name, images)
             except FileNotFoundError:
                 raise damage(file.name, "is missing") from None
-            except (OSError, UnsafePathError) as error:
+            except OSError as error:
+                if error.errno in _PASSING:
+                    raise StoreFailedError(path=file.name, problem=f"cannot be opened now: {error.strerror}") from error
+                raise damage(file.name, f"cannot be opened: {error}") from error
+            except UnsafePathError as error:
                 raise damage(file.name, f"cannot be opened: {error}") from error
             opened.callback(os.close, fd)
             if size != file.size:

@@ -138,6 +138,19 @@ class FolderStore:
                 self._drop_if_empty(manifest.instance)
             remove_tree(grave, staging)
 
+    def forget(self, instance: str) -> None:
+        validate_name(instance, 1)
+        grave = f".forgotten-{instance}-{secrets.token_hex(4)}"
+        with folder(self._root, _STAGING) as staging:
+            with (
+                self._lock,
+                contextlib.suppress(FileNotFoundError),
+                folder(self._root, _INSTANCES) as instances,
+            ):
+                os.rename(instance, grave, src_dir_fd=instances, dst_dir_fd=staging)
+                os.fsync(instances)
+            remove_tree(grave, staging)
+
     def sweep(self, in_flight: Collection[tuple[str, int]] = ()) -> list[str]:
         spared = {f"{instance}-{epoch}" for instance, epoch in in_flight}
         removed = []

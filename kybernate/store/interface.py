@@ -72,6 +72,13 @@ class Store(Protocol):
         """
         ...
 
+    def forget(self, instance: str) -> None:
+        """Delete all that is committed of an instance, damaged checkpoints too. Idempotent.
+
+        For an instance that has ended for good: its name may come again, with epochs from 1.
+        """
+        ...
+
     def sweep(self, in_flight: Collection[tuple[str, int]] = ()) -> list[str]:
         """Take away what killed writers left, but not the stagings of the (instance, epoch) pairs in flight.
 

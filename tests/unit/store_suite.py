@@ -166,6 +166,15 @@ class StoreSuite:
         refused_within_a_second(store, older)
         store.check(newer)
 
+    def test_forgotten_is_gone_with_every_epoch_and_the_name_may_come_again(self, store: Store) -> None:
+        for epoch in (1, 2):
+            committed(store, epoch=epoch, files={"core-1.img": b"x"})
+        other = committed(store, "chat-1", 1, {"core-1.img": b"x"})
+        store.forget("chat-0")
+        store.forget("chat-0")
+        assert store.manifests() == [other]
+        assert committed(store, epoch=1, files={"core-1.img": b"y"}) in store.manifests("chat-0")
+
     def test_sweep_takes_leftovers_and_spares_what_is_in_flight(self, store: Store) -> None:
         manifest = committed(store, epoch=1, files={"core-1.img": b"x"})
         dead = store.stage("chat-0", 2, MIB)
