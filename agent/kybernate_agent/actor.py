@@ -373,7 +373,7 @@ class Actor:
             self.busy = None
 
     async def _perform(self, verb: Verb, reason: str) -> None:
-        order = self._orders.current
+        order = given = self._orders.current
         ordered = order is not None and order.verb in (verb, Verb.PARK)
         try:
             try:
@@ -404,7 +404,7 @@ class Actor:
             order = self._orders.current
             if order is not None and self.record.phase in SETTLED_BY[order.verb]:
                 self._orders.answer()
-            elif verb == Verb.RESUME and order is not None and order.verb != Verb.RESUME:
+            elif verb == Verb.RESUME and order is not None and order is given and order.verb != Verb.RESUME:
                 self._orders.answer(RefusedError(f"{self.record.id}: a call came and it was woken"))
 
     async def _verb(self, verb: Verb, stage: Stage, ordered: bool) -> None:
