@@ -48,8 +48,14 @@ def of_process(pid: int | str) -> Table:
     return table
 
 
+def v2_path(table: Table) -> str:
+    """The v2 group as /proc/<pid>/cgroup names it; "" where there is none."""
+    point, root = _mounts().get("", ("", ""))
+    return root.rstrip("/") + table[""][len(point) :] if "" in table and point else ""
+
+
 def v1_places(table: Table) -> Table:
-    """The groups by the names that the hierarchies have below /sys/fs/cgroup ("memory", "cpu,cpuacct")."""
+    """The groups by the names that the hierarchies have below /sys/fs/cgroup ("memory", "cpu,cpuacct"); none on v2."""
     return {os.path.basename(point): table[name] for name, (point, _) in _mounts().items() if name and name in table}
 
 

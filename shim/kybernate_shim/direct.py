@@ -8,7 +8,8 @@ parked in place, as it was at the dump, we say the same:
     external mounts     bind mounts; on cgroup v1 the groups under /sys/fs/cgroup; /dev/null over masked files
     namespaces          the pod's: network by descriptor, the others joined by path
     standard streams    the pipes of before, which the keeper has kept
-    cgroup              CRIU begins in the container's, and what it makes is born there
+    cgroup              CRIU begins in the container's, and what it makes is born there; a cgroup namespace (v2) is made
+                        anew by CRIU, which for that has to know where the container's group is
 
 Afterwards runc's state.json is put back with the new init in it, so state, kill, exec, update and delete are runc's
 again. `plan` is pure and knows its limits: hooks, systemd's scopes, user namespaces and the like are for runc, and so
@@ -63,7 +64,8 @@ def ready(record: states.Record) -> Known | None:
     """None: this one is for runc."""
     try:
         state: State = json.loads(cgroup.read(record.path(KEPT)))
-        criu, found = program(os.environ.get("PATH", "")), plan(state, record.cgroups, cgroup.v1_places(record.cgroups))
+        places = cgroup.v1_places(record.cgroups)
+        criu, found = program(os.environ.get("PATH", "")), plan(state, places, cgroup.v2_path(record.cgroups))
         if found is None or criu is None or not os.path.ismount(state["config"]["rootfs"]):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of another version of runc
@@ -82,7 +84,7 @@ def spawn(record: states.Record, known: Known, images: str, work: str) -> int:
         if network >= 0:
             descriptors[NETWORK] = network
         argv = [known.criu, "restore", "--config", record.path("criu.conf"), "--images-dir", images, "--work-dir", work]
-        argv += ["--log-file", "restore.log", "-v4", "--pidfile", pid_file, "--manage-cgroups=ignore"]
+        argv += ["--log-file", "restore.log", "-v4", "--pidfile", pid_file]
         # The new init becomes a sibling of CRIU: the keeper's child.
         argv += ["--evasive-devices", "--restore-detached", "--restore-sibling", *known.about]
         return process.spawn_in(sorted(set(record.cgroups.values())), argv, descriptors, record.path("stderr"))
@@ -97,11 +99,12 @@ def program(path: str) -> str | None:
     return next((place for place in places if os.access(place, os.X_OK)), None)
 
 
-def plan(state: State, groups: cgroup.Table, mounted: dict[str, str]) -> tuple[list[str], str] | None:
+def plan(state: State, v1_places: dict[str, str], v2_path: str) -> tuple[list[str], str] | None:
     """CRIU's arguments about this container, and the path of its network namespace ("": its own). Pure.
 
-    `mounted` maps the names of the machine's cgroup v1 mounts ("memory", "cpu,cpuacct") to the container's groups in
-    them. None: this one is for runc.
+    `v1_places` maps the names of the machine's cgroup v1 mounts ("memory", "cpu,cpuacct") to the container's groups in
+    them; where it is empty, `v2_path` is the container's group as /proc/<pid>/cgroup has it. None: this one is for
+    runc.
     """
     config = state["config"]
     spaces = {space["type"]: space.get("path") or "" for space in config["namespaces"]}
@@ -114,12 +117,14 @@ def plan(state: State, groups: cgroup.Table, mounted: dict[str, str]) -> tuple[l
         state.get("intel_rdt_path"),
         set(spaces) - set(OWN),
         with_path - {"NEWNET", *JOINED},
+        "NEWCGROUP" in spaces and v1_places,
         any(mount.get("uid_mappings") or mount.get("id_mapping") for mount in config["mounts"]),
     )
     if any(special) or not {"NEWPID", "NEWNS"} <= set(spaces):
         return None
     words = ["--root", config["rootfs"]]
-    for key, source in _external(config, groups, mounted, "NEWCGROUP" in spaces):
+    words += ["--manage-cgroups=ignore"] if v1_places else ["--manage-cgroups=soft", "--cgroup-root", f":{v2_path}"]
+    for key, source in _external(config, v1_places):
         if "]" in key or not source.startswith("/"):
             return None
         words += ["--external", f"mnt[{key}]:{source}"]
@@ -135,16 +140,14 @@ def plan(state: State, groups: cgroup.Table, mounted: dict[str, str]) -> tuple[l
     return words, network
 
 
-def _external(
-    config: dict[str, Any], groups: cgroup.Table, mounted: dict[str, str], own_groups: bool
-) -> list[tuple[str, str]]:
+def _external(config: dict[str, Any], v1_places: dict[str, str]) -> list[tuple[str, str]]:
     """(key, source) of every mount that CRIU is to take from the host."""
     found = []
     for mount in config["mounts"]:
         if mount["device"] == "bind":
             found.append((mount["destination"].removeprefix(config["rootfs"]), mount["source"]))
-        elif mount["device"] == "cgroup" and cgroup.is_v1(groups) and not own_groups:
-            found += [(f"{mount['destination']}/{name}", folder) for name, folder in mounted.items()]
+        elif mount["device"] == "cgroup":
+            found += [(f"{mount['destination']}/{name}", folder) for name, folder in v1_places.items()]
     if config.get("mask_paths"):
         found.append(("/dev/null", "/dev/null"))
     return found

@@ -78,11 +78,14 @@ def test_after_a_wake_runc_knows_its_container(agent: Agent) -> None:
     agent.apply("known")
     agent.wait("known", "Running")
     eventually(lambda: agent.ask("known").count, 30, "it serves")
+    had_own = os.readlink(f"/proc/{init_of(agent, 'known')}/ns/cgroup") != os.readlink("/proc/self/ns/cgroup")
     for _ in range(2):
         agent.order("park", "known")
         assert (keeper_folder(agent, "known") / "runc-state.json").exists()
         agent.order("resume", "known")
         record = record_of(agent, "known")
+        logs = {path.name for path in (agent.state / "lib/work/known-0/restore").iterdir()}
+        assert "restore.log" in logs and "runc.log" not in logs, "CRIU itself brought it back, not runc"
         runc = [str(record["runc"]), "--root", str(record["runc_root"])]
         said = subprocess.run([*runc, "state", str(record["container"])], capture_output=True, check=True, timeout=10)
         state = json.loads(said.stdout)
@@ -92,4 +95,6 @@ def test_after_a_wake_runc_knows_its_container(agent: Agent) -> None:
             capture_output=True, text=True, check=True, timeout=10,
         )  # fmt: skip
         assert inside.stdout.strip() == os.readlink(f"/proc/{record['init_pid']}/ns/pid")
+        own = os.readlink(f"/proc/{record['init_pid']}/ns/cgroup") != os.readlink("/proc/self/ns/cgroup")
+        assert own == had_own
     agent.delete_all()

@@ -8,8 +8,6 @@ import pytest
 from kybernate_shim import direct
 
 V1 = {"freezer": "/sys/fs/cgroup/freezer/pods/a", "memory": "/sys/fs/cgroup/memory/pods/a"}
-PLACES = {"freezer": V1["freezer"], "memory": V1["memory"]}
-V2 = {"": "/sys/fs/cgroup/pods/a"}
 
 
 def state(**config: Any) -> dict[str, Any]:
@@ -31,16 +29,18 @@ def state(**config: Any) -> dict[str, Any]:
 
 
 def pairs(words: list[str]) -> list[tuple[str, str]]:
+    words = [part for word in words for part in (word.split("=") if word.startswith("--manage") else [word])]
     return list(zip(words[::2], words[1::2], strict=True))
 
 
 def test_criu_is_told_what_runc_would_tell_it() -> None:
-    found = direct.plan(state(), V1, PLACES)
+    found = direct.plan(state(), V1, "")
     assert found is not None
     words, network = found
     assert network == "/proc/7/ns/net"
     assert pairs(words) == [
         ("--root", "/b/rootfs"),
+        ("--manage-cgroups", "ignore"),
         ("--external", "mnt[/sys/fs/cgroup/freezer]:/sys/fs/cgroup/freezer/pods/a"),
         ("--external", "mnt[/sys/fs/cgroup/memory]:/sys/fs/cgroup/memory/pods/a"),
         ("--external", "mnt[/etc/hosts]:/pods/a/hosts"),
@@ -52,13 +52,15 @@ def test_criu_is_told_what_runc_would_tell_it() -> None:
     ]
 
 
-def test_on_cgroup_v2_the_groups_are_no_bind_mounts() -> None:
-    found = direct.plan(state(), V2, {})
-    assert found is not None
-    assert not any("/sys/fs/cgroup" in word for word in found[0])
-
-
 SPACES = state()["config"]["namespaces"]
+CGROUP_SPACE = {"namespaces": [*SPACES, {"type": "NEWCGROUP", "path": ""}]}
+
+
+def test_a_cgroup_namespace_is_made_anew_at_the_containers_group() -> None:
+    found = direct.plan(state(**CGROUP_SPACE), {}, "/pods/a")
+    assert found is not None
+    assert pairs(found[0])[1:3] == [("--manage-cgroups", "soft"), ("--cgroup-root", ":/pods/a")]
+    assert not any("/sys/fs/cgroup" in word for word in found[0])
 
 
 @pytest.mark.parametrize(
@@ -71,11 +73,21 @@ SPACES = state()["config"]["namespaces"]
         {"namespaces": [{"type": "NEWNS", "path": ""}]},
         {"mounts": [{"device": "bind", "destination": "/a]b", "source": "/c"}]},
         {"no_pivot_root": True},
+        CGROUP_SPACE,
     ],
-    ids=["hooks", "systemd", "user namespace", "shared pid namespace", "host's pids", "bracket", "no pivot"],
+    ids=[
+        "hooks",
+        "systemd",
+        "user namespace",
+        "shared pid namespace",
+        "host's pids",
+        "bracket",
+        "no pivot",
+        "v1 group space",
+    ],
 )
 def test_what_is_not_plain_is_left_to_runc(special: dict[str, Any]) -> None:
-    assert direct.plan(state(**special), V1, PLACES) is None
+    assert direct.plan(state(**special), V1, "") is None
 
 
 def test_runcs_state_names_the_new_init() -> None:
