@@ -117,19 +117,26 @@ def judge_containerd(answer: str | None) -> Check:
 
 
 def cgroups() -> Iterator[Check]:
+    from kybernate.criu.kdat import file_system
+
     mounts = Path("/proc/self/mounts").read_text()
     root = Path("/sys/fs/cgroup")
+    kind = file_system(root) if root.is_dir() else ""
     freeze = root.is_dir() and any(root.glob("*/cgroup.freeze"))
-    yield judge_cgroups(mounts, freeze, lambda path: os.access(path, os.W_OK))
+    yield judge_cgroups(kind, mounts, freeze, lambda path: os.access(path, os.W_OK))
 
 
-def judge_cgroups(mounts: str, freeze: bool, writable: Callable[[str], bool]) -> Check:
-    """`mounts`: of /proc/self/mounts; `freeze`: some group below /sys/fs/cgroup has the file cgroup.freeze (v2)."""
+def judge_cgroups(root: str, mounts: str, freeze: bool, writable: Callable[[str], bool]) -> Check:
+    """`root`: the kind of file system that is seen at /sys/fs/cgroup; where it is cgroup2, mounts of v1 are hidden.
+
+    `mounts`: of /proc/self/mounts; `freeze`: some group below /sys/fs/cgroup has the file cgroup.freeze (v2).
+    """
+    v2 = root == "cgroup2"
     for _, path, kind, options, *_ in (line.split() for line in mounts.splitlines()):
-        v1 = kind == "cgroup" and "freezer" in options.split(",")
-        if not v1 and not (kind == "cgroup2" and path == "/sys/fs/cgroup" and freeze):
+        unified = v2 and freeze and kind == "cgroup2" and path == "/sys/fs/cgroup"
+        if not unified and (v2 or kind != "cgroup" or "freezer" not in options.split(",")):
             continue
-        says = f"version {1 if v1 else 2}, freezer at {path}"
+        says = f"version {2 if v2 else 1}, freezer at {path}"
         if not writable(path):
             return Check("cgroups", Status.FAILED, f"{says} cannot be written to", f"Mount {path} writable, be root.")
         return Check("cgroups", Status.OK, says)

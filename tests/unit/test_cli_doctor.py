@@ -26,6 +26,7 @@ from kybernate.criu import Finding
 
 ALL = sum(1 << number for number in CAPABILITIES)
 V1 = "cgroup /sys/fs/cgroup/freezer cgroup rw,freezer 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n"
+OVER = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n" + V1 + "none /sys/fs/cgroup cgroup2 rw 0 0\n"  # v1 is hidden
 V2 = "proc /proc proc rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n"
 GIB = 1 << 30
 
@@ -46,11 +47,13 @@ CASES = [
     (judge_containerd("containerd github.com/containerd/containerd/v2 v2.1.3 c787fb"), "ok", "2.1.3"),
     (judge_containerd("containerd containerd.io 1.6.33 d2d58"), "failed", "1.6.33 is older than 1.7"),
     (judge_containerd(None), "failed", "does not answer"),
-    (judge_cgroups(V1, False, anywhere), "ok", "version 1, freezer at /sys/fs/cgroup/freezer"),
-    (judge_cgroups(V2, True, anywhere), "ok", "version 2, freezer at /sys/fs/cgroup"),
-    (judge_cgroups(V2, False, anywhere), "failed", "no freezer"),
-    (judge_cgroups(V2, True, nowhere), "failed", "cannot be written to"),
-    (judge_cgroups("", False, anywhere), "failed", "no freezer"),
+    (judge_cgroups("tmpfs", V1, False, anywhere), "ok", "version 1, freezer at /sys/fs/cgroup/freezer"),
+    (judge_cgroups("cgroup2", OVER, True, anywhere), "ok", "version 2, freezer at /sys/fs/cgroup"),
+    (judge_cgroups("cgroup2", OVER, False, anywhere), "failed", "no freezer"),
+    (judge_cgroups("cgroup2", V2, True, anywhere), "ok", "version 2, freezer at /sys/fs/cgroup"),
+    (judge_cgroups("cgroup2", V2, False, anywhere), "failed", "no freezer"),
+    (judge_cgroups("cgroup2", V2, True, nowhere), "failed", "cannot be written to"),
+    (judge_cgroups("", "", False, anywhere), "failed", "no freezer"),
     (judge_disk(Path("/s"), 50 * GIB), "ok", "50.0 GiB free for /s"),
     (judge_disk(Path("/s"), 5 * GIB), "warning", "5.0 GiB free for /s"),
     (judge_disk(Path("/s"), GIB // 2), "failed", "0.5 GiB free for /s"),
