@@ -25,7 +25,25 @@ MASKED = ["/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/late
 MASKED += ["/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi", "/sys/devices/virtual/powercap"]
 READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
-# A server that keeps state in memory: a counter. It holds a lock, a deleted file, and what a test adds.
+CAPABILITIES = [
+    f"CAP_{name}" for name in ("CHOWN", "DAC_OVERRIDE", "KILL", "SETUID", "SETGID", "SYS_PTRACE", "SYS_ADMIN")
+]
+
+_NOTHING = ["nosuid", "noexec", "nodev"]
+_PTS = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
+_SIZE = "size=65536k"
+MOUNTS = [
+    {"destination": "/proc", "type": "proc", "source": "proc", "options": _NOTHING},
+    {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", _SIZE]},
+    {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": _PTS},
+    {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*_NOTHING, "mode=1777", _SIZE]},
+    {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": _NOTHING},
+    {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*_NOTHING, "ro"]},
+    {"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", _SIZE]},
+]
+
+# A server that keeps state in memory: a counter. It holds a lock, a deleted file, and what a test adds. Whom it accepts
+# it greets.
 SERVER = """
 import fcntl, os, socket, sys
 count = 0
@@ -37,6 +55,7 @@ server = socket.create_server(("", 8080))
 print("ready", flush=True)
 while True:
     peer, _ = server.accept()
+    peer.sendall(b"hello\\n")
     while data := peer.recv(100):
         count += 1
         gone.seek(0)
@@ -44,10 +63,12 @@ while True:
     peer.close()
 """
 
-# A client in the container's network: a line on its stdin is a request on its one connection.
+# A client in the container's network: it says what greets it, then a line on its stdin is a request on its one
+# connection.
 CLIENT = """
 import socket, sys
 peer = socket.create_connection(("127.0.0.1", 8080), 10)
+print(peer.recv(100).decode().strip(), flush=True)
 for line in sys.stdin:
     peer.sendall(line.encode())
     print(peer.recv(100).decode().strip(), flush=True)
@@ -75,7 +96,6 @@ class Container:
         (self.bundle / "config.json").write_text(json.dumps(spec))
 
     def _spec(self, program: list[str], env: dict[str, str]) -> dict[str, Any]:
-        nosuid = ["nosuid", "noexec", "nodev"]
         return {
             "ociVersion": "1.1.0",
             "hostname": "test",
@@ -85,50 +105,11 @@ class Container:
                 "cwd": "/",
                 "env": ["PATH=/usr/bin:/bin:/usr/sbin", *(f"{name}={value}" for name, value in env.items())],
                 "user": {"uid": 0, "gid": 0},
-                "capabilities": {
-                    kind: [
-                        "CAP_CHOWN",
-                        "CAP_DAC_OVERRIDE",
-                        "CAP_KILL",
-                        "CAP_SETUID",
-                        "CAP_SETGID",
-                        "CAP_SYS_PTRACE",
-                        "CAP_SYS_ADMIN",
-                    ]
-                    for kind in ("bounding", "effective", "permitted")
-                },
+                "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
                 "noNewPrivileges": True,
             },
             "root": {"path": "rootfs"},
-            "mounts": [
-                {"destination": "/proc", "type": "proc", "source": "proc", "options": nosuid},
-                {
-                    "destination": "/dev",
-                    "type": "tmpfs",
-                    "source": "tmpfs",
-                    "options": ["nosuid", "mode=755", "size=65536k"],
-                },
-                {
-                    "destination": "/dev/pts",
-                    "type": "devpts",
-                    "source": "devpts",
-                    "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-                },
-                {
-                    "destination": "/dev/shm",
-                    "type": "tmpfs",
-                    "source": "shm",
-                    "options": [*nosuid, "mode=1777", "size=65536k"],
-                },
-                {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": nosuid},
-                {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*nosuid, "ro"]},
-                {
-                    "destination": "/run",
-                    "type": "tmpfs",
-                    "source": "tmpfs",
-                    "options": ["nosuid", "mode=755", "size=65536k"],
-                },
-            ],
+            "mounts": list(MOUNTS),
             "linux": {
                 "cgroupsPath": f"/{self.id}",
                 "namespaces": [
@@ -203,9 +184,12 @@ class Container:
 
     @contextlib.contextmanager
     def client(self) -> Iterator[Client]:
+        """A connection that the server has accepted: CRIU refuses to dump one that waits for that."""
         command = ["nsenter", f"--net=/run/netns/{self.id}", PYTHON, "-c", CLIENT]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             try:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "hello\n"
                 yield Client(process)
             finally:
                 process.kill()
