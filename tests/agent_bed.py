@@ -1,7 +1,7 @@
 """A real agent on the shared containerd, and workloads whose state shows: what tests of the whole path use.
 
-The agent is `python -m kybernate_agent`, a process of its own, so it can be killed. The application is a small HTTP server
-that counts its requests: the count and its time of birth tell a resume from a cold start.
+The agent is `python -m kybernate_agent`, a process of its own, so it can be killed. The application is a small HTTP
+server that counts its requests: the count and its time of birth tell a resume from a cold start.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
+from node_bed import PYTHON_IMAGE, NodeBed
 
 from kybernate.agentapi._pb import agent_pb2 as pb
 from kybernate.agentapi.client import AgentClient
 from kybernate.errors import KybernateError
-from node_bed import PYTHON_IMAGE, NodeBed
 
 HERE = Path(__file__).parent
 APPS = HERE / "apps"
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T], seconds: float, what: str) -> T:
+def eventually(look: Callable[[], T | None], seconds: float, what: str) -> T:
     """The first true answer of `look`, asked again and again for at most `seconds`."""
     until = time.monotonic() + seconds
     while True:
@@ -100,7 +100,7 @@ class Agent:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(30)
 
-    def apply(self, name: str, **more: object) -> None:
+    def apply(self, name: str, **more: Any) -> None:
         with self.client() as client:
             client.apply(workload(name, **more), f"{name}.yaml")
 
@@ -183,15 +183,15 @@ def workload(
 
 
 @contextlib.contextmanager
-def agent_on(bed: NodeBed, folder: Path, settings: str = "", **env: str) -> Iterator[Agent]:
+def agent_on(bed: NodeBed, folder: Path, settings: str = "") -> Iterator[Agent]:
     """An agent that is started, and at the end has no instance left and leaves no folder."""
     agent = Agent(bed, folder, settings)
     try:
-        agent.start(**env)
+        agent.start()
         yield agent
     finally:
         if agent.process and agent.process.poll() is not None:
-            agent.start(**env)
+            agent.start()
         agent.delete_all()
         agent.stop()
         shutil.rmtree(agent.state, ignore_errors=True)

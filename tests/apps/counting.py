@@ -20,19 +20,20 @@ class Counting(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     count = 0
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         Counting.count += 1
         if self.path.startswith("/slow/"):
             time.sleep(float(self.path[6:]))
         if self.path.startswith("/stream/"):
-            return self.stream(int(self.path[8:]))
+            self.stream(int(self.path[8:]))
+            return
         body = f"{Counting.count} {BORN}\n".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-    def stream(self, lines):
+    def stream(self, lines: int) -> None:
         self.send_response(200)
         self.send_header("Connection", "close")
         self.end_headers()
@@ -42,7 +43,7 @@ class Counting(http.server.BaseHTTPRequestHandler):
             time.sleep(0.1)
         self.close_connection = True
 
-    def log_message(self, form, *words):
+    def log_message(self, form: str, *words: object) -> None:
         print("request", Counting.count, flush=True)
 
 

@@ -4,7 +4,7 @@ import socketserver
 
 
 class Greeting(socketserver.StreamRequestHandler):
-    def handle(self):
+    def handle(self) -> None:
         self.wfile.write(b"hello\n")
         for number, line in enumerate(self.rfile, 1):
             self.wfile.write(b"%d %s" % (number, line))

@@ -51,7 +51,7 @@ def agent(node_bed: NodeBed, tmp_path: Path) -> Iterator[Agent]:
 
 def test_it_sleeps_as_it_comes_and_wakes_with_its_state(node_bed: NodeBed, agent: Agent) -> None:
     with running(node_bed, agent, NGINX) as ip:
-        sleeps_and_wakes(agent, ip, NGINX)
+        assert sleeps_and_wakes(agent, ip, NGINX) == ["RAM", "NVME", "NVME"]
 
 
 @pytest.mark.parametrize("verb", ["suspend", "park"])

@@ -29,7 +29,7 @@ def agent(node_bed: NodeBed, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_it_sleeps_as_it_comes_and_wakes_with_its_state(node_bed: NodeBed, agent: Agent, program: Program) -> None:
     with running(node_bed, agent, program) as ip:
-        sleeps_and_wakes(agent, ip, program)
+        assert sleeps_and_wakes(agent, ip, program) == ["RAM", "NVME", "NVME"]
 
 
 @pytest.mark.parametrize(

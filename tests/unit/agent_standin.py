@@ -93,6 +93,8 @@ class Standin(rpc.AgentServicer):
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
+        self.may_resume = asyncio.Event()
+        self.may_resume.set()
 
     async def _find(self, name: str, context: Any) -> pb.Instance:
         if name == "hang":
@@ -146,7 +148,7 @@ class Standin(rpc.AgentServicer):
         self.seen.append(request)
         found = await self._find(request.name, context)
         if request.wait:
-            await asyncio.sleep(1.3)  # over the second after which the CLI says that it waits
+            await self.may_resume.wait()
         found.state, found.tier = "Running", ""
         return found
 
@@ -186,6 +188,13 @@ class Server:
             self._ready.set()
             await self._end.wait()
             await server.stop(None)
+
+    def hold_resumes(self) -> None:
+        """Resumes that wait get no answer until `answer_resumes`."""
+        self._loop.call_soon_threadsafe(self.standin.may_resume.clear)
+
+    def answer_resumes(self) -> None:
+        self._loop.call_soon_threadsafe(self.standin.may_resume.set)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._end.set)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from kybernate_agent.instance import Phase, Verb
@@ -19,14 +20,17 @@ class Case:
     want: Verdict
 
 
-def found(**known: object) -> Evidence:
+def found(**known: Any) -> Evidence:
     return replace(BASE, **known)
 
 
 CASES = [
     Case("awake between verbs", found(keeper="running"), Verdict(R, 3, forget_traffic=True)),
     Case("asleep in RAM", found(phase=S, keeper="frozen"), Verdict(S, 3)),
-    Case("killed between rule and freeze", found(verb=Verb.SUSPEND, step="hold", keeper="running"), Verdict(R, 3, forget_traffic=True)),
+    Case(
+        "killed between rule and freeze",
+        found(verb=Verb.SUSPEND, step="hold", keeper="running"), Verdict(R, 3, forget_traffic=True),
+    ),
     Case("killed after the freeze", found(verb=Verb.SUSPEND, step="freeze", keeper="frozen"), Verdict(S, 3)),
     Case("a dump that came to nothing", found(phase=S, verb=Verb.PARK, step="dump", keeper="frozen"), Verdict(S, 3)),
     Case(
@@ -69,7 +73,10 @@ CASES = [
         "ended while away",
         found(processes_alive=False), Verdict(Phase.BACKOFF, 3, message="its container ended meanwhile"),
     ),
-    Case("start cut short", found(phase=Phase.PENDING, verb=Verb.START, processes_alive=False), Verdict(Phase.PENDING, 3)),
+    Case(
+        "start cut short",
+        found(phase=Phase.PENDING, verb=Verb.START, processes_alive=False), Verdict(Phase.PENDING, 3),
+    ),
     Case(
         "gone while in RAM: said",
         found(phase=S, processes_alive=False),

@@ -11,7 +11,7 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -65,8 +65,10 @@ def kybernate(server: Server) -> Run:
     return run
 
 
-def on_terminal(server: Server, *arguments: str, **environment: str) -> str:
-    """What the program writes to a terminal."""
+def on_terminal(
+    server: Server, *arguments: str, heard: Callable[[bytes], None] = lambda said: None, **environment: str
+) -> str:
+    """What the program writes to a terminal. `heard` is called with all so far, each time it writes."""
     master, slave = pty.openpty()
     variables = {**os.environ, "KYBERNATE_SOCKET": str(server.path), "TERM": "xterm", "NO_COLOR": "", **environment}
     command = [sys.executable, "-m", "kybernate.cli", *arguments]
@@ -76,6 +78,7 @@ def on_terminal(server: Server, *arguments: str, **environment: str) -> str:
         try:
             while part := os.read(master, 4096):
                 said += part
+                heard(said)
         except OSError:  # EIO: the last one who had the terminal open is gone
             process.wait(60)
         finally:
@@ -175,9 +178,21 @@ def test_verbs(kybernate: Run, server: Server, arguments: tuple[str, ...], statu
     assert (server.standin.seen[-1].name, server.standin.seen[-1].wait) == (arguments[1], "--wait" in arguments)
 
 
-def test_what_takes_longer_than_a_second_is_said_on_stderr(kybernate: Run, server: Server) -> None:
-    assert kybernate("resume", "chat", "--wait", "-o", "json").err == "resume chat ... 1s\n"
-    assert "\r\033[Kresume chat ... 1s\r\033[K" in on_terminal(server, "resume", "chat", "--wait")
+def test_what_takes_longer_than_a_second_is_said_on_stderr(server: Server) -> None:
+    def answer(said: bytes) -> None:
+        if b"1s" in said:
+            server.answer_resumes()
+
+    server.hold_resumes()
+    command = [sys.executable, "-m", "kybernate.cli", "--socket", str(server.path), "resume", "chat", "--wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        answer(first)
+        assert (first, process.stderr.read()) == (b"resume chat ... 1s\n", b"")
+    server.hold_resumes()
+    said = on_terminal(server, "resume", "chat", "--wait", heard=answer)
+    assert "\r\033[Kresume chat ... 1s\r\033[K" in said
 
 
 FAILURES = [
