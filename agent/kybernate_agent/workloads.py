@@ -57,6 +57,8 @@ class Workloads:
         if isinstance(event, Changed):
             self._changed(event)
             return
+        if event.path.exists():
+            return  # it came back before we heard that it had gone; what it says now is an event of its own
         for workload in self._files.pop(event.path, []):
             self._node.unwant(workload.name)
         for refused in list(self._refused.values()):
