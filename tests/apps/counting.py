@@ -1,6 +1,7 @@
 """Counts its requests, remembers when it was born, and holds some memory. SIGTERM ends it with 7."""
 
 import http.server
+import itertools
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 
 BALLAST = bytearray(os.urandom(1 << 20)) * int(os.environ.get("MIB", "4"))
 BORN = f"{time.time():.3f}"
+NUMBERS = itertools.count(1)  # each request takes one, also when many threads ask at once
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -21,13 +23,13 @@ class Counting(http.server.BaseHTTPRequestHandler):
     count = 0
 
     def do_GET(self) -> None:
-        Counting.count += 1
+        self.count = next(NUMBERS)
         if self.path.startswith("/slow/"):
             time.sleep(float(self.path[6:]))
         if self.path.startswith("/stream/"):
             self.stream(int(self.path[8:]))
             return
-        body = f"{Counting.count} {BORN}\n".encode()
+        body = f"{self.count} {BORN}\n".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -44,7 +46,7 @@ class Counting(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, form: str, *words: object) -> None:
-        print("request", Counting.count, flush=True)
+        print("request", self.count, flush=True)
 
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
