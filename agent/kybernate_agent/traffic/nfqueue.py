@@ -38,7 +38,8 @@ _CMD_BIND, _CMD_UNBIND = 1, 2
 _COPY_PACKET = 2
 _FLAG_GSO = 4  # a large segment comes as one packet, not cut into frames
 _FLAG_FAIL_OPEN = 1
-_PACKET_HDR, _VERDICT_HDR, _IFINDEX_INDEV, _PAYLOAD, _CAP_LEN = 1, 2, 5, 10, 13
+_PACKET_HDR, _VERDICT_HDR, _IFINDEX_INDEV, _IFINDEX_OUTDEV, _PAYLOAD, _CAP_LEN = 1, 2, 5, 6, 10, 13
+_HOOK_OFFSET, _LOCAL_OUT = 6, 3  # in nfqnl_msg_packet_hdr: which hook stopped the packet
 _U32 = struct.Struct("!I")
 _VERDICT_MESSAGE = struct.Struct("=IHHIIBB2sHH4s4s")
 _VERDICTS = {ACCEPT: _U32.pack(ACCEPT), DROP: _U32.pack(DROP)}
@@ -49,12 +50,15 @@ class QueueTakenError(RefusedError):
 
 
 class Packet(NamedTuple):
-    """A packet that waits in the kernel: its id for the verdict, where it came in, its first bytes and full length."""
+    """A packet that waits in the kernel: its id for the verdict, the interface by which it comes or leaves, its first
+    bytes and its full length.
+    """
 
     id: int
     ifindex: int
     data: bytes
     length: int
+    leaves: bool
 
 
 class Queue:
@@ -146,14 +150,15 @@ class Queue:
             if kind != _PACKET:
                 continue  # an error about a verdict: its packet is gone already
             packet_id = ifindex = length = 0
-            payload = b""
+            payload, leaves = b"", False
             for name, first, last in netlink.attributes(data, start + 4, end):
                 if name == _PACKET_HDR:
                     packet_id = _U32.unpack_from(data, first)[0]
-                elif name == _IFINDEX_INDEV:
+                    leaves = data[first + _HOOK_OFFSET] == _LOCAL_OUT
+                elif name in (_IFINDEX_INDEV, _IFINDEX_OUTDEV):
                     ifindex = _U32.unpack_from(data, first)[0]
                 elif name == _PAYLOAD:
                     payload = data[first:last]
                 elif name == _CAP_LEN:
                     length = _U32.unpack_from(data, first)[0]
-            found.append(Packet(packet_id, ifindex, payload, length or len(payload)))
+            found.append(Packet(packet_id, ifindex, payload, length or len(payload), leaves))

@@ -68,6 +68,11 @@ class Segment:
         return self.source, self.source_port, self.destination, self.destination_port
 
     @property
+    def own_flow(self) -> Flow:
+        """The flow of a segment that leaves: the peer is its destination."""
+        return self.destination, self.destination_port, self.source, self.source_port
+
+    @property
     def reason(self) -> str:
         """Why this segment wakes, for people."""
         verb = "SYN" if self.flags & SYN else "data"

@@ -14,6 +14,11 @@ or takes them out with `release`.
 While HOLDING, a bare ACK is answered for the socket that is gone and then dropped: to the kernel it would be a segment
 without a socket, which gets a reset. The exception is the ACK that completes a handshake begun before the hold: it must
 reach the kernel, or the connection would stay half open, which CRIU cannot dump.
+
+HOLDING also silences the sockets that are there when it begins. CRIU copies a socket and only later ends it; between,
+the kernel's timers go on, and a probe of a small window carries data. A peer that got it would acknowledge what the
+restored socket has not sent, which TCP ignores for good: the connection would stand still. Sockets that come later are
+restored ones, and speak.
 """
 
 from __future__ import annotations
@@ -89,10 +94,12 @@ class PodTraffic:
         self._made: _Sockets | None = None
         self._rules: Rules | None = None
         self._ruled: frozenset[int] | None = None
+        self._rules_leaving = False  # whether the rules stop what leaves, too
         self._bound = False
         self._windows: dict[Flow, int] = {}
+        self._silenced: frozenset[int] = frozenset()  # cookies of the sockets that a dump copies
         self._answered: dict[Flow, float] = {}
-        self._counts = dict.fromkeys(("seen", "held", "answered", "reset", "dropped", "unsent"), 0)
+        self._counts = dict.fromkeys(("seen", "held", "answered", "reset", "dropped", "unsent", "silenced"), 0)
         self._changing = asyncio.Lock()
 
     @property
@@ -149,7 +156,8 @@ class PodTraffic:
         await self._enter(Mode.WATCHING, extra_local_ports)
 
     async def hold(self, extra_local_ports: Iterable[int] = ()) -> None:
-        """Keep every packet but bare ACKs from the app until `release`; the next request wakes.
+        """Keep every packet but bare ACKs from the app until `release`; the next request wakes. The sockets that are
+        there now fall silent.
 
         Idempotent; what is held already stays, in its order. Errors as for `watch`. At the bound (held.MAX_SEGMENTS,
         held.MAX_BYTES) further packets are dropped, and sent again by TCP.
@@ -198,22 +206,33 @@ class PodTraffic:
         wanted = self._ports | frozenset(extra_local_ports)
         async with self._changing:
             before, adopted = self._mode, await self._rules_of_pod().present()
-            if mode is Mode.HOLDING and before is not Mode.HOLDING:
-                self._windows = {found.flow: found.window for found in self._sockets().diag.dump()}
+            if mode is Mode.HOLDING:
+                sockets = self._sockets().diag.dump()
+                self._silenced = frozenset(found.cookie for found in sockets)
+                if before is not Mode.HOLDING:
+                    self._windows = {found.flow: found.window for found in sockets}
             self._armed = True
             if before is not Mode.HOLDING:
                 self._mode = mode
             try:
                 self._listen()
-                if wanted != self._ruled:
-                    self._ruled = None
-                    await self._rules_of_pod().install(wanted)
-                    self._ruled = wanted
+                await self._rule(wanted, mode is Mode.HOLDING)
             except BaseException:
                 await self._undo(before, adopted)
                 raise
             if mode is Mode.WATCHING:
                 self._pass_all(mode)
+
+    async def _rule(self, ports: frozenset[int], leaving: bool) -> None:
+        """Rules for what leaves may stay where they are not needed: it is let through."""
+        known, self._ruled = self._ruled, None  # unknown until the change is done
+        if ports != known:
+            await self._rules_of_pod().install(ports, leaving=leaving)
+            self._rules_leaving = leaving
+        elif leaving and not self._rules_leaving:
+            await self._rules_of_pod().add_leaving(ports)
+            self._rules_leaving = True
+        self._ruled = ports
 
     async def _undo(self, before: Mode, adopted: bool) -> None:
         """After a failed change: as it was. Where there were no rules, none may stay; an adopted sleeper keeps its."""
@@ -260,9 +279,11 @@ class PodTraffic:
         reason: Segment | None = None
         for packet in found:
             segment = packets.parse(packet.data, packet.length)
-            wakes = segment is not None and segment.kind is Kind.WAKES
+            wakes = segment is not None and segment.kind is Kind.WAKES and not packet.leaves
             if self._mode is not Mode.HOLDING:
                 queue.verdict(packet.id, nfqueue.ACCEPT)
+            elif packet.leaves:
+                queue.verdict(packet.id, self._leaving(segment, packet.ifindex))
             else:
                 self._hold(packet, segment)
             if wakes and reason is None:
@@ -285,8 +306,8 @@ class PodTraffic:
             queue.verdict(packet.id, nfqueue.DROP)
 
     def _bare_ack(self, segment: Segment, ifindex: int) -> int:
-        state = self._sockets().diag.state_of(segment.flow, ifindex)
-        if state in (State.SYN_RECV, State.NEW_SYN_RECV):
+        found = self._sockets().diag.find(segment.flow, ifindex)
+        if found and found.state in (State.SYN_RECV, State.NEW_SYN_RECV):
             return nfqueue.ACCEPT
         now = time.monotonic()
         if now - self._answered.get(segment.flow, 0.0) >= _ANSWER_INTERVAL_SECONDS:
@@ -295,6 +316,15 @@ class PodTraffic:
             self._answered[segment.flow] = now
             self._send(segment, ifindex, packets.acknowledge(segment, self._windows.get(segment.flow, 1)))
             self._counts["answered"] += 1
+        return nfqueue.DROP
+
+    def _leaving(self, segment: Segment | None, ifindex: int) -> int:
+        """Drop what a silenced socket sends, or one that has gone meanwhile. A handshake may complete: see above."""
+        if segment is not None:
+            found = self._sockets().diag.find(segment.own_flow, ifindex)
+            if segment.flags & packets.SYN or (found and found.cookie not in self._silenced):
+                return nfqueue.ACCEPT
+        self._counts["silenced"] += 1
         return nfqueue.DROP
 
     def _send(self, segment: Segment, ifindex: int, packet: bytes) -> None:

@@ -104,14 +104,14 @@ class SockDiag:
             found.extend(self._ask(netlink.NLM_F_DUMP, body))
         return found
 
-    def state_of(self, flow: Flow, ifindex: int) -> State | None:
-        """The state of the socket that a packet of `flow` (peer first) would reach; None: there is none."""
+    def find(self, flow: Flow, ifindex: int) -> Socket | None:
+        """The socket that a packet of `flow` (peer first) would reach, without tcp_info; None: there is none."""
         remote, remote_port, local, local_port = flow
         family = socket.AF_INET if len(local) == 4 else socket.AF_INET6
         identity = _SOCKET_ID.pack(local_port, remote_port, local, remote) + struct.pack("=I", ifindex) + _NO_COOKIE
         body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _ALL_STATES) + identity
         found = self._ask(0, body)
-        return found[0].state if found else None
+        return found[0] if found else None
 
     def _ask(self, flags: int, body: bytes) -> list[Socket]:
         self._sequence += 1
