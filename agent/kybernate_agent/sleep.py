@@ -220,7 +220,7 @@ async def dump(actor: Actor, parking: Parking, run: Dump) -> None:
     try:
         await run(parking.staging.images, work, conf, actor.services.config.criu.dump_deadline_seconds)
     except KeeperError as error:
-        cause = await asyncio.to_thread(criu.explain, work / "dump.log", str(error))
+        cause = await asyncio.to_thread(criu.explain, work / "dump.log", said(error))
         raise DumpFailedError(
             instance=actor.record.id,
             cause=cause.message,
@@ -230,6 +230,12 @@ async def dump(actor: Actor, parking: Parking, run: Dump) -> None:
         ) from error
     if not parking.committed:
         raise ExternalError(f"{actor.record.id}: the dump ended without a commit")
+
+
+def said(error: KeeperError) -> str:
+    """What runc and the keeper said of a dump or a restore, runc's last words first."""
+    reply: dict[str, Any] = error.fields.get("reply") or {}
+    return f"{reply.get('stderr') or ''}\n{error}"
 
 
 async def _undo(actor: Actor, staging: Staging) -> None:

@@ -20,7 +20,7 @@ from kybernate.store import Manifest
 from kybernate_agent import processes
 from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.keepers import KeeperError
-from kybernate_agent.sleep import retire
+from kybernate_agent.sleep import retire, said
 from kybernate_agent.stage import Stage
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ async def _restore(actor: Actor, stage: Stage, stand: criu.Stand) -> None:
         await actor.keeper.restore(images, work, conf, services.config.criu.restore_deadline_seconds)
     except KeeperError as error:
         record.unproven = 0
-        cause = await asyncio.to_thread(criu.explain, work / "restore.log", str(error))
+        cause = await asyncio.to_thread(criu.explain, work / "restore.log", said(error))
         raise RestoreFailedError(
             instance=record.id, cause=cause.message, remedy=cause.remedy, code=cause.code
         ) from error

@@ -152,7 +152,7 @@ KNOWN = (
         "Send SIGCONT to stopped processes; look for processes in state D.",
         True,
     ),
-    _known(r"No space left on device", "no-space", "the disk is full", "Free space under the store's root."),
+    _known(r"(?i)no space left on device", "no-space", "the disk is full", "Free space under the store's root."),
     _known(
         r"Script .* exited with|action scripts failed",
         "vetoed",

@@ -1,7 +1,7 @@
 """A `criu` in front of the real one that can be told to hang, to fail, or only to note its calls.
 
-The shim is installed with a PATH in which it comes first, as an administrator would put another CRIU in front. It stands
-in for a CRIU with a defect; what it passes on is the real one's work.
+The shim is installed with a PATH in which it comes first, as an administrator would put another CRIU in front. It
+stands in for a CRIU with a defect; what it passes on is the real one's work.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ SCRIPT = """#!/bin/sh
 echo "$1" >> {folder}/calls
 case $(cat {folder}/mode) in
     hang) exec sleep 1000 ;;
+    fill) dd if=/dev/zero of="$(cat {folder}/filled)" bs=1M count=1024 2>/dev/null ;;
     fail) echo "broken on purpose" >&2; exit 1 ;;
 esac
 exec {criu} "$@"
@@ -25,7 +26,7 @@ exec {criu} "$@"
 
 
 class BrokenCriu:
-    """Its mode: `work`, `hang` or `fail`."""
+    """Its mode: `work`, `hang`, `fail`, or `fill`: fill the disk where `fills` says, then work."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,6 +38,10 @@ class BrokenCriu:
 
     def mode(self, word: str) -> None:
         (self.folder / "mode").write_text(word)
+
+    def fills(self, file: Path) -> None:
+        (self.folder / "filled").write_text(str(file))
+        self.mode("fill")
 
     def calls(self) -> list[str]:
         return (self.folder / "calls").read_text().split()
