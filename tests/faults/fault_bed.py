@@ -1,8 +1,4 @@
-"""What the tests of faults stand on: the bed of tests/node, an agent that can be told to die, a program before CRIU.
-
-A fault is done to the real thing: a process is killed, a byte of a file flipped, a disk filled. Where a program has to
-fail, a few lines of shell stand before it on the shim's PATH.
-"""
+"""What the tests of faults stand on beside the bed of tests/node: an agent that can be told to die, callers that wait."""
 
 from __future__ import annotations
 
@@ -17,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent_bed import Agent, Answer, ask, eventually, processes_with
-from kybernate_shim.install import install
 from node_bed import NodeBed
 
 from kybernate.agentapi._pb import agent_pb2 as pb
@@ -39,14 +34,12 @@ def marked(word: str) -> dict[str, str]:
 class MortalAgent(Agent):
     """An agent that dies where `dies_at` says, once."""
 
-    def __init__(self, bed: NodeBed, state: Path, settings: str = "", front: CriuInFront | None = None) -> None:
+    def __init__(self, bed: NodeBed, state: Path, settings: str = "") -> None:
         super().__init__(bed, state, settings)
         self.order_to_die = state / "dies-at"
-        self.front = front
 
     def begin(self, wait: bool = True) -> None:
-        path = {"PATH": self.front.path} if self.front else {}
-        self.start([MORTAL], wait, AT=str(self.order_to_die), **path)
+        self.start([MORTAL], wait, AT=str(self.order_to_die))
 
     def dies_at(self, when: str, verb: str, step: str) -> None:
         self.order_to_die.write_text(f"{when} {verb} {step}")
@@ -83,12 +76,6 @@ class MortalAgent(Agent):
         finally:
             print(self.log.read_bytes()[before:].decode(errors="replace"))
 
-    def events(self, name: str) -> str:
-        return "\n".join(f"{event.reason}: {event.message}" for event in self.get(name).events)
-
-    def condition(self, name: str, kind: str) -> pb.Condition | None:
-        return next((c for c in self.get(name).conditions if c.type == kind), None)
-
     def images(self, name: str) -> list[Path]:
         """The folders of committed images, the newest first."""
         found = (self.state / f"lib/store/instances/{name}-0").glob("*/images")
@@ -114,49 +101,6 @@ class MortalAgent(Agent):
     def gone(self, name: str) -> None:
         with self.client() as client, contextlib.suppress(NotFoundError):
             client.delete(name, wait=True)
-
-
-class CriuInFront:
-    """Shell that runs in place of CRIU, on the PATH of the shim and of agents that have `front`."""
-
-    def __init__(self, bed: NodeBed) -> None:
-        self.folder = bed.prefix / "in-front"
-        self.folder.mkdir(exist_ok=True)
-        self.calls = self.folder / "calls"
-        self.path = f"{self.folder}:{os.environ['PATH']}"
-        install(bed.prefix, bed.run, Path(shutil.which("runc") or "/usr/sbin/runc"), self.path)
-
-    def put(self, script: str) -> None:
-        """`$verb` is checkpoint or restore (runc's word); each call is noted; at the end the real CRIU goes on."""
-        program = self.folder / "criu"
-        fresh = self.folder / "criu.new"
-        fresh.write_text(
-            "#!/bin/sh\n"
-            'case " $1 $(tr "\\0" " " <"/proc/$PPID/cmdline") " in\n'
-            '*" restore "*) verb=restore ;; *) verb=checkpoint ;; esac\n'
-            f'echo "$verb $$" >>"{self.calls}"\n'
-            f"{script}\n"
-            f'exec {shutil.which("criu")} "$@"\n'
-        )
-        fresh.chmod(0o755)
-        self.calls.unlink(missing_ok=True)
-        fresh.rename(program)
-
-    def take_away(self) -> None:
-        (self.folder / "criu").unlink(missing_ok=True)
-        self.calls.unlink(missing_ok=True)
-
-    def called(self) -> list[str]:
-        """The verb of each call since `put`."""
-        return [line.split()[0] for line in self.calls.read_text().splitlines()] if self.calls.exists() else []
-
-    @contextlib.contextmanager
-    def __call__(self, script: str) -> Iterator[CriuInFront]:
-        self.put(script)
-        try:
-            yield self
-        finally:
-            self.take_away()
 
 
 class Call(threading.Thread):
@@ -200,11 +144,9 @@ def in_background(work: object, *arguments: object) -> threading.Thread:
 
 
 @contextlib.contextmanager
-def mortal_agent_on(
-    bed: NodeBed, folder: Path, settings: str = "", front: CriuInFront | None = None
-) -> Iterator[MortalAgent]:
+def mortal_agent_on(bed: NodeBed, folder: Path, settings: str = "") -> Iterator[MortalAgent]:
     """A mortal agent that runs; at the end it has no instance left and leaves no folder."""
-    agent = MortalAgent(bed, folder, settings, front)
+    agent = MortalAgent(bed, folder, settings)
     try:
         agent.begin()
         yield agent
@@ -218,22 +160,22 @@ def mortal_agent_on(
 
 
 def keeper_of(bed: NodeBed, container: str) -> int:
+    """Its pid."""
     return int(json.loads((bed.run / "keepers" / container / "state.json").read_text())["keeper_pid"])
 
 
 class Copies:
-    """How many live copies of an application there were at any moment, looked at as often as it goes.
-
-    A copy is a process with the word in its environment that is its pid namespace's init.
-    """
+    """Watches, as fast as it can, how many processes of a workload live at once."""
 
     def __init__(self, word: str) -> None:
-        self.word, self.most, self._over = word, 0, threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self.most = 0
+        self._word = word
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while not self._over.wait(0.01):
-            self.most = max(self.most, len(processes_with(self.word)))
+            self.most = max(self.most, len(processes_with(self._word)))
 
     def __enter__(self) -> Copies:
         self._thread.start()
@@ -241,4 +183,4 @@ class Copies:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join(10)
+        self._thread.join()

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from agent_bed import eventually, processes_with
-from fault_bed import Call, CriuInFront, MortalAgent, in_background, keeper_of, mark, marked, mortal_agent_on
+from broken_criu import BrokenCriu, broken_criu
+from fault_bed import Call, MortalAgent, in_background, keeper_of, mark, marked, mortal_agent_on
 from journal_steps import listed, verb_of
 from node_bed import NodeBed
 
@@ -39,15 +40,14 @@ def named(moment: tuple[str, str, str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def front(node_bed: NodeBed) -> Iterator[CriuInFront]:
-    made = CriuInFront(node_bed)
-    yield made
-    made.take_away()
+def criu(node_bed: NodeBed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokenCriu]:
+    with broken_criu(node_bed, tmp_path_factory.mktemp("criu")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
-def agent(node_bed: NodeBed, front: CriuInFront, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalAgent]:
-    with mortal_agent_on(node_bed, tmp_path_factory.mktemp("killed"), SETTINGS, front) as made:
+def agent(node_bed: NodeBed, criu: BrokenCriu, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalAgent]:
+    with mortal_agent_on(node_bed, tmp_path_factory.mktemp("killed"), SETTINGS) as made:
         yield made
 
 
@@ -152,7 +152,7 @@ def test_rescue(agent: MortalAgent, app: str, node_bed: NodeBed, moment: tuple[s
 
 
 @pytest.mark.parametrize("moment", moments("reset"), ids=named)
-def test_reset(agent: MortalAgent, front: CriuInFront, moment: tuple[str, str, str]) -> None:
+def test_reset(agent: MortalAgent, criu: BrokenCriu, moment: tuple[str, str, str]) -> None:
     name = "reset"
     agent.apply(name, wake={"timeout": "300ms"}, env=marked(RESET))
     agent.ready(name)
@@ -160,8 +160,9 @@ def test_reset(agent: MortalAgent, front: CriuInFront, moment: tuple[str, str, s
     found = agent.order("park", name)
     try:
         calls: list[Call] = []
-        with front("[ $verb = checkpoint ] || exit 1"):
-            dies(agent, moment, lambda: calls.append(Call(found.ip)))
+        criu.mode("fail")
+        dies(agent, moment, lambda: calls.append(Call(found.ip)))
+        criu.mode("work")
         agent.begin()
         agent.order("resume", name)
         calls[0].join(20)  # reset or answered: that depends on whether the agent came to it
@@ -169,6 +170,7 @@ def test_reset(agent: MortalAgent, front: CriuInFront, moment: tuple[str, str, s
         assert again.born == before.born
         still_itself(agent, name, again.count, again.born, RESET)
     finally:
+        criu.mode("work")
         agent.gone(name)
 
 
