@@ -1,4 +1,4 @@
-"""What the tests of faults stand on beside the bed of tests/node: an agent that can be told to die, callers that wait."""
+"""What the tests of faults stand on beside the bed of tests/node: an agent that can be told to die, and its callers."""
 
 from __future__ import annotations
 
