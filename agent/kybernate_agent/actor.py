@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kybernate.api import GpuWorkload
 from kybernate.errors import KybernateError, RefusedError, StateLostError
-from kybernate_agent import life, processes, sleep, wake
+from kybernate_agent import processes, sleep, verbs
 from kybernate_agent.decide import Decision, decide
 from kybernate_agent.instance import Condition, Phase, Policy, Record, Verb, View
 from kybernate_agent.journal import JournalError
@@ -135,6 +135,11 @@ class Actor:
         if self._keeper is not None and self.record.phase in (Phase.SUSPENDED, Phase.PARKED):
             with contextlib.suppress(KybernateError):
                 await self._keeper.kill()
+
+    @property
+    def somebody_waits(self) -> bool:
+        """An exec, a signal or a debug container needs it awake."""
+        return self._callers.any
 
     def forget_keeper(self) -> None:
         if self._watch:
@@ -378,7 +383,7 @@ class Actor:
         try:
             try:
                 async with Stage(self.services.journal, self.record, verb, reason) as stage:
-                    await self._verb(verb, stage, ordered)
+                    await verbs.do(self, verb, stage, ordered)
             finally:
                 self.busy = None
                 if self.record.phase == Phase.RUNNING:
@@ -387,13 +392,13 @@ class Actor:
             if ordered:
                 self._orders.answer(error)
         except KybernateError as error:
-            self._failed(verb, error)
+            self._note_failure(verb, error)
             self._orders.answer(error)
         except Exception as error:
             # Nobody foresaw it: it must not end the actor, and the log must say where it came from.
             log.exception("%s: %s", self.record.id, verb.value)
             foreseen = KybernateError(f"{self.record.id}: {verb.value}: {type(error).__name__}: {error}")
-            self._failed(verb, foreseen)
+            self._note_failure(verb, foreseen)
             self._orders.answer(foreseen)
         else:
             self._failures.pop(verb, None)
@@ -407,52 +412,10 @@ class Actor:
             elif verb == Verb.RESUME and order is not None and order is given and order.verb != Verb.RESUME:
                 self._orders.answer(RefusedError(f"{self.record.id}: a call came and it was woken"))
 
-    async def _verb(self, verb: Verb, stage: Stage, ordered: bool) -> None:
-        match verb:
-            case Verb.START:
-                self.forget_keeper()
-                await life.start(self, stage)
-            case Verb.SUSPEND:
-                await sleep.suspend(self, stage, ordered)
-            case Verb.PARK:
-                await sleep.park(self, stage)
-            case Verb.RESUME:
-                await wake.resume(self, stage)
-            case Verb.PROVE:
-                await wake.prove(self, stage)
-            case Verb.RESCUE:
-                await life.rescue(self, stage)
-            case Verb.RESET:
-                stage.step("reset")
-                await self.traffic.reset()
-                if not self._callers.any:
-                    self.wake_wanted = ""
-                self.record.event("Warning", "WakeTimeout", f"held calls were reset: {stage.reason}", time.time())
-            case Verb.END:
-                await life.end(self, stage)
-
-    def _failed(self, verb: Verb, error: KybernateError) -> None:
-        """What a failed verb leads to; the verb itself has left everything as it was."""
+    def _note_failure(self, verb: Verb, error: KybernateError) -> None:
+        verbs.failed(self, verb, error)
         if isinstance(error, StateLostError):
-            wake.lost(self, error)
             self._callers.fail(error)
-        elif verb == Verb.START:
-            life.start_failed(self, error)
-        elif verb == Verb.PARK:
-            sleep.park_refused(self, error)
-        elif verb == Verb.RESUME:
-            wake.restore_failed(self, error)
-        else:
-            self.say(
-                Condition(
-                    type="Degraded",
-                    status="True",
-                    reason=f"{verb.value.capitalize()}Failed",
-                    message=str(error),
-                    at=time.time(),
-                )
-            )
-            self.back_off(verb, min(60.0, 2.0 ** self.failed(verb)))
         self._save()
 
     def _save(self) -> None:

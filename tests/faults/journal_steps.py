@@ -27,11 +27,11 @@ def verb_of(way: str) -> str:
 
 
 def written() -> set[tuple[str, str]]:
-    """Every (verb, step) that the code can write, found by following each verb's Stage from `Actor._verb` on."""
+    """Every (verb, step) that the code can write, found by following each verb's Stage from `verbs.do` on."""
     functions = _functions()
     return {
         (verb, step)
-        for verb, body in _verbs(functions["_verb"])
+        for verb, body in _verbs(functions["do"])
         for step in _steps(body, functions, seen=set())
     }  # fmt: skip
 

@@ -1,0 +1,61 @@
+"""Each verb's way of being done, and what its failure leads to."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from kybernate.errors import KybernateError, StateLostError
+from kybernate_agent import life, sleep, wake
+from kybernate_agent.instance import Condition, Verb
+from kybernate_agent.stage import Stage
+
+if TYPE_CHECKING:
+    from kybernate_agent.actor import Actor
+
+
+async def do(actor: Actor, verb: Verb, stage: Stage, ordered: bool) -> None:
+    """Raises AbortedError where it turned out not to be the time, KybernateErrors; all is then as it was."""
+    match verb:
+        case Verb.START:
+            actor.forget_keeper()
+            await life.start(actor, stage)
+        case Verb.SUSPEND:
+            await sleep.suspend(actor, stage, ordered)
+        case Verb.PARK:
+            await sleep.park(actor, stage)
+        case Verb.RESUME:
+            await wake.resume(actor, stage)
+        case Verb.PROVE:
+            await wake.prove(actor, stage)
+        case Verb.RESCUE:
+            await life.rescue(actor, stage)
+        case Verb.RESET:
+            await _reset(actor, stage)
+        case Verb.END:
+            await life.end(actor, stage)
+
+
+async def _reset(actor: Actor, stage: Stage) -> None:
+    """Refuse the calls that are held."""
+    stage.step("reset")
+    await actor.traffic.reset()
+    if not actor.somebody_waits:
+        actor.wake_wanted = ""
+    actor.record.event("Warning", "WakeTimeout", f"held calls were reset: {stage.reason}", time.time())
+
+
+def failed(actor: Actor, verb: Verb, error: KybernateError) -> None:
+    """Say it, and when it is tried again."""
+    if isinstance(error, StateLostError):
+        wake.lost(actor, error)
+    elif verb == Verb.START:
+        life.start_failed(actor, error)
+    elif verb == Verb.PARK:
+        sleep.park_refused(actor, error)
+    elif verb == Verb.RESUME:
+        wake.restore_failed(actor, error)
+    else:
+        reason = f"{verb.value.capitalize()}Failed"
+        actor.say(Condition(type="Degraded", status="True", reason=reason, message=str(error), at=time.time()))
+        actor.back_off(verb, min(60.0, 2.0 ** actor.failed(verb)))
