@@ -97,6 +97,11 @@ class Keeper:
             log.error("%s/state.json: %s: hook and agent are of different versions", self.folder, error)
             return None
 
+    @property
+    def committed(self) -> bool:
+        """Whether CRIU has the agent's yes to the container's newest dump (the mark that post-dump leaves)."""
+        return (self.folder / "committed").exists()
+
     async def _ask(self, verb: str, seconds: float, **fields: Any) -> dict[str, Any]:
         try:
             async with asyncio.timeout(seconds + GRACE_SECONDS):

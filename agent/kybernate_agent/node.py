@@ -115,12 +115,9 @@ class Node:
             Keeper(services.config.run, record.pod.container).last_state() if record.pod.container else None
         )
         actor.last_keeper = last
-        if (
-            keeper is None
-            and last is not None
-            and (services.config.run / "keepers" / last.container / "committed").exists()
-        ):
-            await ended(last.init_pid, last.init_start, sleep.END_SECONDS)  # CRIU had our yes and is at it
+        at_end = bool(steps) and steps[-1].step == "end-processes"
+        if at_end and keeper is None and last is not None and Keeper(services.config.run, last.container).committed:
+            await ended(last.init_pid, last.init_start, sleep.END_SECONDS)  # CRIU has our yes and is at it
         manifests = await asyncio.to_thread(services.store.manifests, record.id)
         found = Evidence(
             phase=record.phase,
