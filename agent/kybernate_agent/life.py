@@ -77,7 +77,7 @@ async def rescue(actor: Actor, stage: Stage) -> None:
     state = actor.last_keeper
     was_awake = record.phase == Phase.RUNNING
     if state is not None:
-        await orphan.end_restore(state)
+        await orphan.settle(state)
     if state is not None and processes.is_alive(state.init_pid, state.init_start):
         await _dump_orphan(actor, stage, state)
     elif record.phase == Phase.RUNNING and record.unproven:

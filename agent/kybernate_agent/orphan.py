@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,10 +72,38 @@ async def end(state: KeeperState) -> None:
         await asyncio.sleep(0.005)
 
 
-async def end_restore(state: KeeperState) -> None:
-    """A restore that a dead keeper began would end in a copy that nobody knows of."""
+async def settle(state: KeeperState) -> None:
+    """End what the keeper, or an agent that is dead too, was at with the container. Raises DeadlineError.
+
+    A restore would end in a copy that nobody knows of: it goes with all its processes. A dump that nobody will commit
+    holds the processes fast. Once CRIU is killed its parasites cure themselves, for which they have to run.
+    """
     if state.state == "restoring":
         await end(state)
+        return
+    helpers = _at_work(state)
+    for pid in helpers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if helpers:
+        thaw(state.cgroups)
+        await _end_repair(state)
+
+
+async def _end_repair(state: KeeperState) -> None:
+    """Take the connections that a killed CRIU held out of repair mode."""
+    pids = map(str, pids_of(state.cgroups))
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-IS", f"{state.lib}/unrepair.py", *pids,
+        stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(END_SECONDS):
+            await program.wait()
+    except TimeoutError as error:
+        program.kill()
+        await program.wait()
+        raise DeadlineError(f"the connections of container {state.container} were not given back") from error
 
 
 def _at_work(state: KeeperState) -> list[int]:

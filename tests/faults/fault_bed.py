@@ -86,17 +86,18 @@ class MortalAgent(Agent):
 
     def rules(self, name: str) -> bool:
         """Whether rules stand in the pod's network."""
-        netns = self._netns(name)
+        netns = self.pod(name)["netns"]
         said = subprocess.run(
             ["nsenter", f"--net={netns}", "iptables-save", "-t", "mangle"],
             capture_output=True, text=True, check=True, timeout=20,
         )  # fmt: skip
         return "NFQUEUE" in said.stdout
 
-    def _netns(self, name: str) -> str:
+    def pod(self, name: str) -> dict[str, str]:
+        """What the journal knows of the instance's pod."""
         with contextlib.closing(sqlite3.connect(f"file:{self.state}/lib/journal.db?mode=ro", uri=True)) as db:
             (blob,) = db.execute("select record from instance where id = ?", (f"{name}-0",)).fetchone()
-        return str(json.loads(blob)["pod"]["netns"])
+        return dict(json.loads(blob)["pod"])
 
     def gone(self, name: str) -> None:
         with self.client() as client, contextlib.suppress(NotFoundError):
