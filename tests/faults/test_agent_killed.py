@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from agent_bed import eventually, processes_with
 from broken_criu import BrokenCriu, broken_criu
-from fault_bed import Call, MortalAgent, in_background, keeper_of, mark, marked, mortal_agent_on
+from fault_bed import Call, Copies, MortalAgent, in_background, keeper_of, mark, marked, mortal_agent_on
 from journal_steps import listed, verb_of
 from node_bed import NodeBed
 
@@ -149,6 +149,23 @@ def test_rescue(agent: MortalAgent, app: str, node_bed: NodeBed, moment: tuple[s
     dies(agent, moment, lambda: os.kill(keeper, signal.SIGKILL))
     agent.begin()
     still_itself(agent, app, before.count, before.born)
+
+
+@pytest.mark.parametrize("asleep", [False, True], ids=["awake", "parked"])
+def test_create_for_a_dead_agent_is_no_cold_start(
+    agent: MortalAgent, app: str, node_bed: NodeBed, asleep: bool
+) -> None:
+    before = agent.ask(app)
+    if asleep:
+        agent.order("park", app)
+    keeper = keeper_of(node_bed, agent.get(app).container_id)
+    agent.dies_at("before", "create", "answer")
+    with Copies(MARK) as copies:
+        os.kill(keeper, signal.SIGKILL)
+        assert agent.died() == -signal.SIGKILL
+        agent.begin()
+        still_itself(agent, app, before.count, before.born)
+    assert copies.most == 1
 
 
 @pytest.mark.parametrize("moment", moments("reset"), ids=named)
