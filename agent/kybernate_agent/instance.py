@@ -106,7 +106,6 @@ class Record(msgspec.Struct, kw_only=True):
     epoch: int = 0
     pod: Pod = msgspec.field(default_factory=Pod)
     unproven: int = 0  # epoch of the images that the running application came from, kept until it has lived; 0: none
-    restarts: int = 0
     last_activity: float = 0.0
     last_wake_seconds: float = 0.0
     last_wake_from: str = ""

@@ -34,7 +34,6 @@ class Verdict:
     epoch: int
     unproven: int = 0
     retire: tuple[int, ...] = ()
-    forget_traffic: bool = False  # rules that an interrupted verb may have left
     wake: bool = False  # it was on its way up
     message: str = ""
 
@@ -72,7 +71,7 @@ def _living(found: Evidence, phase: Phase) -> Verdict:
     retire = tuple(e for e in found.epochs if e != keep)
     # Epochs are never used twice, also not that of a dump that was committed and then undone.
     epoch = max((found.epoch, *found.epochs))
-    return Verdict(phase, epoch, unproven=keep, retire=retire, forget_traffic=phase == Phase.RUNNING)
+    return Verdict(phase, epoch, unproven=keep, retire=retire)
 
 
 def _images(found: Evidence, wake: bool) -> Verdict:

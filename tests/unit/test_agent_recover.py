@@ -25,11 +25,11 @@ def found(**known: Any) -> Evidence:
 
 
 CASES = [
-    Case("awake between verbs", found(keeper="running"), Verdict(R, 3, forget_traffic=True)),
+    Case("awake between verbs", found(keeper="running"), Verdict(R, 3)),
     Case("asleep in RAM", found(phase=S, keeper="frozen"), Verdict(S, 3)),
     Case(
         "killed between rule and freeze",
-        found(verb=Verb.SUSPEND, step="hold", keeper="running"), Verdict(R, 3, forget_traffic=True),
+        found(verb=Verb.SUSPEND, step="hold", keeper="running"), Verdict(R, 3),
     ),
     Case("killed after the freeze", found(verb=Verb.SUSPEND, step="freeze", keeper="frozen"), Verdict(S, 3)),
     Case("a dump that came to nothing", found(phase=S, verb=Verb.PARK, step="dump", keeper="frozen"), Verdict(S, 3)),
@@ -56,14 +56,14 @@ CASES = [
     Case(
         "restored, not yet said so",
         found(phase=P, verb=Verb.RESUME, step="restore", keeper="running", epochs=(3,)),
-        Verdict(R, 3, unproven=3, forget_traffic=True),
+        Verdict(R, 3, unproven=3),
     ),
     Case(
         "restore cut short",
         found(phase=P, verb=Verb.RESUME, step="restore", keeper="parked", processes_alive=False, epochs=(3,)),
         Verdict(P, 3, wake=True),
     ),
-    Case("unproven", found(unproven=3, keeper="running", epochs=(3,)), Verdict(R, 3, unproven=3, forget_traffic=True)),
+    Case("unproven", found(unproven=3, keeper="running", epochs=(3,)), Verdict(R, 3, unproven=3)),
     Case(
         "keeper dead, processes alive",
         found(phase=S), Verdict(S, 3, message="its keeper died, its processes live"),
