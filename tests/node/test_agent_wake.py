@@ -85,7 +85,7 @@ def test_after_a_wake_runc_knows_its_container(agent: Agent) -> None:
         agent.order("resume", "known")
         record = record_of(agent, "known")
         folder = agent.state / "lib" / "work" / "known-0" / "restore"
-    logs = {path.name for path in folder.iterdir()}
+        logs = {path.name for path in folder.iterdir()}
         assert ("restore.log" in logs, "runc.log" in logs) == (True, False), "CRIU itself brought it back, not runc"
         runc = [str(record["runc"]), "--root", str(record["runc_root"])]
         said = subprocess.run([*runc, "state", str(record["container"])], capture_output=True, check=True, timeout=10)
