@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from agent_bed import Agent, agent_on, ask, eventually, processes_with
+import yaml
+from agent_bed import Agent, agent_on, ask, eventually, processes_with, workload
 from broken_criu import BrokenCriu, broken_criu
 from node_bed import NodeBed
 
@@ -104,3 +105,20 @@ def test_a_program_that_criu_refuses_runs_on_and_the_reason_is_said(agent: Agent
     assert condition.message == str(raised.value)
     assert "message queue" in condition.message
     assert agent.ask("refused").born == born
+
+
+def test_io_uring_that_the_author_allowed_is_refused_with_its_remedy(agent: Agent) -> None:
+    uses = "import ctypes; assert ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(120)) > 0; "
+    command = ["/usr/bin/python3", "-u", "-c", uses + "exec(open('/apps/counting.py').read())"]
+    manifest = yaml.safe_load(workload("uring", command=command))
+    manifest["spec"]["template"]["metadata"] = {"annotations": {"kybernate.io/allow-io-uring": "true"}}
+    with agent.client() as client:
+        client.apply(yaml.safe_dump(manifest), "uring.yaml")
+    agent.wait("uring", "Running")
+    born = eventually(lambda: agent.ask("uring").born, 30, "it serves")
+    with pytest.raises(KybernateError, match="io_uring"):
+        agent.order("park", "uring")
+    condition = next(c for c in agent.get("uring").conditions if c.type == "NotParkable")
+    assert condition.reason == "io_uring"
+    assert "kybernate.io/allow-io-uring" in condition.message
+    assert agent.ask("uring").born == born

@@ -7,11 +7,11 @@ import os
 import signal
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 
 import pytest
-from agent_bed import Agent, agent_on, eventually, processes_with
+from agent_bed import Agent, agent_on, eventually
+from fault_bed import Copies, keeper_of
 from node_bed import NodeBed
 
 
@@ -19,33 +19,6 @@ from node_bed import NodeBed
 def agent(node_bed: NodeBed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     with agent_on(node_bed, tmp_path_factory.mktemp("keeper")) as found:
         yield found
-
-
-class Copies:
-    """Watches, as fast as it can, how many processes of a workload live at once."""
-
-    def __init__(self, mark: str) -> None:
-        self.most = 0
-        self._mark = mark
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.01):
-            self.most = max(self.most, len(processes_with(self._mark)))
-
-    def __enter__(self) -> Copies:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-
-def keeper_of(bed: NodeBed, container: str) -> int:
-    links = {os.path.basename(os.readlink(link)): int(link.name) for link in (bed.run / "pids").iterdir()}
-    return links[container]
 
 
 @pytest.mark.parametrize("state", ["Running", "Suspended", "Parked"])
