@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from kybernate.agentapi.client import AgentClient
 from kybernate.errors import KybernateError
 
 HERE = Path(__file__).parent
+THIS_RUN = uuid.uuid4().hex  # several runs of the tests may share a machine
 APPS = HERE / "apps"
 T = TypeVar("T")
 
@@ -167,7 +169,7 @@ def workload(
         "image": image,
         "command": list(command or ["/usr/bin/python3", "-u", f"/apps/{app}"]),
         "ports": [{"containerPort": port} for port in ports],
-        "env": [{"name": k, "value": v} for k, v in (env or {}).items()],
+        "env": [{"name": k, "value": v} for k, v in {"TEST_RUN": THIS_RUN, **(env or {})}.items()],
         "volumeMounts": [{"name": "apps", "mountPath": "/apps", "readOnly": True}],
         **(container or {}),
     }
@@ -198,11 +200,12 @@ def agent_on(bed: NodeBed, folder: Path, settings: str = "") -> Iterator[Agent]:
 
 
 def processes_with(word: str) -> list[int]:
-    """Pids whose environment has `word`: every process of a workload that was given it, wherever it is."""
+    """Pids whose environment has `word`: every process of a workload of this run that was given it, wherever it is."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                if word.encode() in (entry / "environ").read_bytes():
+                environment = (entry / "environ").read_bytes()
+                if word.encode() in environment and THIS_RUN.encode() in environment:
                     found.append(int(entry.name))
     return found

@@ -47,6 +47,7 @@ async def _serve(config: AgentConfig) -> None:
     await asyncio.to_thread(_keep_criu_quick)
     facts = await asyncio.to_thread(criu.preflight)
     news = News()
+    log.info("asks containerd at %s", config.containerd_socket)
     pods = await Pods.connect(config)
     journal = Journal(config.state / "journal.db")
     services = Services(

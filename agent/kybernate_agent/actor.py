@@ -89,6 +89,10 @@ class Actor:
         return self._traffic
 
     @property
+    def has_keeper(self) -> bool:
+        return self._keeper is not None
+
+    @property
     def has_traffic(self) -> bool:
         return self._traffic is not None
 
@@ -164,6 +168,9 @@ class Actor:
         if state and (state.state == "parked" or processes.is_alive(state.init_pid, state.init_start)):
             return
         lived = time.time() - self._started_at
+        how = " ".join(f"{kind} {number}" for kind, number in state.exit.items()) if state else ""
+        told = f"its container ended after {lived:.0f} s with {how or 'an unknown status'}"
+        self.record.event("Warning", "ContainerEnded", told, time.time())
         self._crashes = 0 if lived > CRASH_FORGOTTEN_SECONDS else self._crashes + 1
         if self._crashes > 1:
             for verb in (Verb.START, Verb.RESCUE):

@@ -47,6 +47,7 @@ class KeeperState(msgspec.Struct):
     started: bool = False
     paused: bool = False
     killed: bool = False
+    exit: dict[str, int] = {}  # {"code": n} or {"signal": n}, once it has ended
     bundle: str = ""
     runc: str = "runc"
     runc_root: str = ""

@@ -30,6 +30,7 @@ from kybernate_agent.services import Services
 log = logging.getLogger(__name__)
 
 SETTLE_SECONDS = 0.02
+GIVEN_UP = "its template changed, so it begins anew and what it was is given up"
 EXEC_WAKE_SECONDS = 110.0  # less than the two minutes that the kubelet gives
 
 
@@ -40,6 +41,7 @@ class Wish:
     workload: GpuWorkload
     source: str
     text: str
+    instead: bool = False  # of one whose template changed
 
 
 class Node:
@@ -217,16 +219,18 @@ class Node:
         if actor.workload == workload:
             return "unchanged"
         if actor.workload.spec.template != workload.spec.template:
-            log.warning("%s: its template changed: it begins anew, its state is given up", name)
-            self._wishes[name] = wish
+            log.warning("%s: %s", name, GIVEN_UP)
+            self._wishes[name] = Wish(workload, source, text, instead=True)
             self._end(actor)
-        else:
-            actor.reconfigure(workload, text)
+            return f"replaced: {GIVEN_UP}"
+        actor.reconfigure(workload, text)
         return "configured"
 
     def _create_instance(self, name: str, wish: Wish) -> None:
         now = time.time()
         record = Record(id=name, workload=wish.workload.name, source=wish.source, text=wish.text, since=now)
+        if wish.instead:
+            record.event("Warning", "StateGivenUp", GIVEN_UP, now)
         self.services.journal.settle(record)
         self._run(Actor(self.services, record, wish.workload))
         self.services.changed(name)

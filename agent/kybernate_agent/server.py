@@ -57,6 +57,8 @@ def instance_message(actor: Actor) -> pb.Instance:
     record, decision = actor.record, actor.decision
     pid, ram_bytes = _facts(actor)
     state = BUSY_STATE.get(actor.busy) if actor.busy else None
+    if state is None and record.phase == Phase.RUNNING and not actor.has_keeper:
+        state = "Starting"  # its container ended, and waits for its next start
     message = pb.Instance(
         name=record.id,
         workload=record.workload,
