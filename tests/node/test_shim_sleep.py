@@ -346,9 +346,8 @@ def test_io_uring_is_refused_and_mptcp_is_off(bed: Bed) -> None:
 
 
 def test_keeper_is_small_and_idle(bed: Bed) -> None:
-    container = bed.container(
-        COUNT
-    )  # not one long sleep: a nanosleep ends with EINTR at a restore, and some end with it
+    # Not one long sleep: an interrupted nanosleep ends with EINTR at a restore, and some programs end with it.
+    container = bed.container(COUNT)
     assert container.dump()["ok"]
     assert container.restore()["ok"]
     pid = container.record()["keeper_pid"]
