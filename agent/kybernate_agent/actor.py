@@ -180,15 +180,20 @@ class Actor:
         """Local ports of the processes' own TCP sockets: what listens, declared or not, and what is connected."""
         return sorted(await asyncio.to_thread(own_ports, pids, self.record.pod.netns))
 
+    @property
+    def work(self) -> Path:
+        """Where CRIU writes its logs, and mounts what it needs."""
+        return self.services.config.state / "work" / self.record.id
+
     def work_folder(self, name: str) -> Path:
         """An empty folder for CRIU's logs; the one before it is gone."""
-        folder = self.services.config.state / "work" / self.record.id / name
+        folder = self.work / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
         return folder
 
     def remove_work(self) -> None:
-        shutil.rmtree(self.services.config.state / "work" / self.record.id, ignore_errors=True)
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def awake(self) -> None:
         """The processes run: whoever waited for that goes on."""

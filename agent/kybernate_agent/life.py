@@ -77,7 +77,7 @@ async def rescue(actor: Actor, stage: Stage) -> None:
     state = actor.last_keeper
     was_awake = record.phase == Phase.RUNNING
     if state is not None:
-        await orphan.settle(state)
+        await orphan.settle(state, actor.work)
     if state is not None and processes.is_alive(state.init_pid, state.init_start):
         await _dump_orphan(actor, stage, state)
     elif record.phase == Phase.RUNNING and record.unproven:
@@ -193,7 +193,7 @@ async def end(actor: Actor, stage: Stage) -> None:
     await actor.end_sleeper()
     actor.forget_keeper()
     if actor.last_keeper is not None:
-        await orphan.end(actor.last_keeper)
+        await orphan.end(actor.last_keeper, actor.work)
     actor.rescued.set()
     await services.pods.remove_pod(record.pod)
     stage.step("clean")

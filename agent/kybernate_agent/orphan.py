@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import logging
 import os
 import signal
 import sys
@@ -22,6 +24,9 @@ from kybernate_agent.config import AgentConfig
 from kybernate_agent.keepers import KeeperError, KeeperState
 from kybernate_agent.processes import is_alive, pids_of
 
+log = logging.getLogger(__name__)
+
+MNT_DETACH = 2
 FREEZE_SECONDS = 10.0
 END_SECONDS = 10.0
 REPLY_SECONDS = 2.0  # what post-dump leaves of the deadline for CRIU to undo or to end the processes
@@ -54,8 +59,9 @@ def thaw(cgroups: Mapping[str, str]) -> None:
         file.write_text("THAWED" if v1 else "0")
 
 
-async def end(state: KeeperState) -> None:
-    """Kill what a dead keeper left: runc and CRIU at work for its container, then the container's processes.
+async def end(state: KeeperState, work: Path) -> None:
+    """Kill what a dead keeper left: runc and CRIU at work for its container, then the container's processes. CRIU's
+    mounts below `work` go too.
 
     Nothing where the keeper lives. Raises DeadlineError.
     """
@@ -70,16 +76,26 @@ async def end(state: KeeperState) -> None:
         if time.monotonic() > until:
             raise DeadlineError(f"processes of container {state.container} do not end: {left}")
         await asyncio.sleep(0.005)
+    await asyncio.to_thread(_detach_below, work)
 
 
-async def settle(state: KeeperState) -> None:
+def _detach_below(folder: Path) -> None:
+    """A CRIU that is killed leaves the cgroup tree that it mounts in its work folder."""
+    points = [Path(line.split()[4]) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    libc = ctypes.CDLL(None, use_errno=True)
+    for point in reversed([point for point in points if point.is_relative_to(folder)]):
+        if libc.umount2(os.fsencode(point), MNT_DETACH):
+            log.warning("%s stays mounted: %s", point, os.strerror(ctypes.get_errno()))
+
+
+async def settle(state: KeeperState, work: Path) -> None:
     """End what the keeper, or an agent that is dead too, was at with the container. Raises DeadlineError.
 
     A restore would end in a copy that nobody knows of: it goes with all its processes. A dump that nobody will commit
     holds the processes fast. Once CRIU is killed its parasites cure themselves, for which they have to run.
     """
     if state.state == "restoring":
-        await end(state)
+        await end(state, work)
         return
     helpers = _at_work(state)
     for pid in helpers:
