@@ -1,8 +1,7 @@
 """CRIU's options, as the text of the configuration file that runc passes on (annotation `org.criu.config`).
 
 runc's own flags know only a part of CRIU's options, and the file holds for dump and restore alike whoever calls runc.
-Two things are not for this file: `--manage-cgroups-mode ignore` is runc's flag, for restore only (checkpoint refuses
-it), and `action-script` is added by the keeper, for dumps only.
+One thing is not for this file: `action-script` is added by the keeper, for dumps only.
 
 Why each option (CRIU 4.2.1):
 
@@ -13,6 +12,9 @@ Why each option (CRIU 4.2.1):
     network-lock skip  we hold the traffic ourselves; CRIU's lock runs iptables-restore twice, 100 ms a dump and restore
     timeout            seconds for the freezing phase; CRIU's own is 10
     irmap-scan-path    inotify watches a folder of the overlay: CRIU finds its name only below these paths
+    manage-cgroups=ignore  (with "=": its argument is optional; for a restore) processes stay in the cgroup that CRIU is
+                       in, where runc has put it. runc 1.1 drops its flag for that, whose value is 0; on cgroup v2 CRIU
+                       would then move them into the cgroup of the dump, which in a new container is another's
     external mnt[]:    a mount that CRIU neither dumps nor restores: see `kybernate.criu.mounts` and `.skeleton`
 """
 
@@ -54,7 +56,7 @@ def restore_conf(*, external: Mapping[str, str] | None = None, hold_is_ours: boo
     Raises OptionError.
     """
     lines = [f"external mnt[{key}]:{_word('external mnt', path)}" for key, path in (external or {}).items()]
-    return _text([*_common(hold_is_ours), *lines])
+    return _text([*_common(hold_is_ours), "manage-cgroups=ignore", *lines])
 
 
 def _common(hold_is_ours: bool) -> list[str]:
