@@ -91,7 +91,7 @@ def still_itself(agent: MortalAgent, name: str, before_count: int, born: str, wo
     """One live copy at most, no leftovers; it answers, is the same, and can sleep and wake again."""
     found = agent.settled(name)
     assert len(processes_with(word)) == (0 if found.state == "Parked" else 1), found
-    assert agent.staged() == []
+    eventually(lambda: not agent.staged(), 10, "nothing is staged")
     assert len(agent.images(name)) <= 1
     assert agent.rules(name) == (found.state != "Running")
     answer = agent.ask(name)
