@@ -172,12 +172,16 @@ apt_install() {
     fi
 }
 
-# What a plan takes away for good. A library that comes back as NAMEt64 (Debian's change to 64-bit times) does not count.
+# What a plan takes away for good and somebody asked for. A library that comes back as NAMEt64 (Debian's change to 64-bit
+# times) does not count, nor does one that came along with another package and that nothing which stays needs.
 removals() {
     printf '%s\n' "$1" | awk '
         $1 == "Inst" { added[$2] = 1 }
         $1 == "Remv" { removed[$2] = 1 }
-        END { for (name in removed) if (!((name "t64") in added)) printf "%s ", name }'
+        END { for (name in removed) if (!((name "t64") in added)) print name }' |
+        while read -r package; do
+            apt-mark showmanual "$package" 2>/dev/null
+        done | paste -sd ' '
 }
 
 show_plan() {
