@@ -12,13 +12,33 @@ ALLOW_IO_URING = f"{GROUP}/allow-io-uring"
 ALLOW_MPTCP = f"{GROUP}/allow-mptcp"
 """`"true"`: the hook leaves multipath TCP on in the pod's namespace; such connections cannot be dumped."""
 
-# Annotations and labels that only Kybernate sets.
+# Annotations that a person may set on a pod that no GpuWorkload owns.
+SUSPEND_AFTER = f"{GROUP}/suspend-after"
+PARK_AFTER = f"{GROUP}/park-after"
+PORTS = f"{GROUP}/ports"
+"""Comma separated TCP ports; absent: the container's own containerPorts."""
+
+# An annotation that a person (through the CLI) sets on a GpuInstance.
+ORDER = f"{GROUP}/order"
+"""`<verb> <id>`: suspend, park or resume once; answered in status.order with the same id."""
+
+# Annotations, labels, conditions and finalizers that only Kybernate sets.
 CONTAINERS = f"{GROUP}/containers"
 """Comma separated names of the pod's containers that sleep; the shim manages no other."""
 WORKLOAD = f"{GROUP}/workload"
 """Label: the GpuWorkload that an instance's pod belongs to."""
 INSTANCE = f"{GROUP}/instance"
 """Label: the instance that a pod is."""
+
+TEMPLATE_HASH = f"{GROUP}/template-hash"
+"""Label: which template a pod was made of."""
+SERVING = f"{GROUP}/serving"
+"""Pod condition and readiness gate: calls may be led here (traffic: Pack)."""
+STATE_FINALIZER = f"{GROUP}/state"
+"""On a GpuInstance while something of it may lie on a node."""
+CONTROLLER_MANAGER = "kybernate-controller"
+AGENT_MANAGER = "kybernate-agent"
+"""Field managers of server-side apply."""
 
 # Annotations that containerd's CRI plugin writes into every container's config.json.
 CRI_CONTAINER_TYPE = "io.kubernetes.cri.container-type"

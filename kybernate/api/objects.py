@@ -1,0 +1,82 @@
+"""What every object of a cluster has in common, as our programs read it: metadata, owners, conditions.
+
+Objects are read leniently (a newer API server may send more than we know) and only the fields that somebody uses are
+kept: a controller holds ten thousand of them. What a person writes is checked elsewhere: by the CRDs' schemas, and by
+`manifest.load` where there is no cluster.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from kybernate.api.quantity import Duration, Quantity
+
+T = TypeVar("T")
+
+
+class Object(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
+    """A mapping in an object of a cluster; unknown fields are passed over."""
+
+
+class OwnerReference(Object, kw_only=True):
+    """Whom an object belongs to; Kubernetes' garbage collector follows it."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str
+    controller: bool | None = None
+    block_owner_deletion: bool | None = None
+
+
+class Metadata(Object, kw_only=True):
+    """Name and bookkeeping of an object; times as RFC 3339 text."""
+
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    generation: int = 0
+    creation_timestamp: str = ""
+    deletion_timestamp: str | None = None
+    deletion_grace_period_seconds: int | None = None
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+    owner_references: list[OwnerReference] = msgspec.field(default_factory=list)
+    finalizers: list[str] = msgspec.field(default_factory=list)
+
+
+class Condition(Object, kw_only=True):
+    """Kubernetes' own shape; `status` is True, False or Unknown."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    last_transition_time: str = ""
+    observed_generation: int = 0
+
+
+def decode(raw: bytes | msgspec.Raw, kind: type[T]) -> T:
+    """`raw` JSON as `kind`. Raises msgspec.MsgspecError."""
+    return msgspec.json.decode(raw, type=kind, dec_hook=_read)
+
+
+def encode(value: Any) -> bytes:
+    """JSON of an object; fields that have their default are left out."""
+    return msgspec.json.encode(value, enc_hook=str)
+
+
+def builtins(value: Any) -> Any:
+    """Dicts, lists and scalars of an object, as `encode` would write them."""
+    return msgspec.to_builtins(value, enc_hook=str)
+
+
+def _read(kind: type, value: Any) -> Any:
+    if kind is Duration:
+        return Duration.parse(value)
+    if kind is Quantity:
+        return Quantity(str(value))
+    raise NotImplementedError(kind)
