@@ -96,7 +96,7 @@ class InstanceStatus(Object, kw_only=True):
 
     observed_generation: int = 0
     state: str = ""
-    """Waiting (for a container), Starting, Running, Suspending, Suspended, Parking, Parked, Resuming, StateLost, Ending."""
+    """Waiting (no container), Starting, Running, Suspending, Suspended, Parking, Parked, Resuming, StateLost, Ending."""
     tier: str = ""
     """`-` while its processes run, RAM, NVME; empty where there is no state."""
     since: str = ""
