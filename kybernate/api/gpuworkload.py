@@ -1,7 +1,12 @@
 """GpuWorkload: what a person writes to have a workload that sleeps while nobody calls, and keeps its state.
 
 The fields here are those that work; the rest of the API is refused by name, so that nothing which is written in a
-manifest is silently without effect.
+manifest is silently without effect. Each field is defined once, and the kind is read in two ways:
+
+    GpuWorkload        what `manifest.load` takes without a cluster: strict, with the pod template that runs there
+      ^ extended by
+    GpuWorkloadObject  what a cluster holds, with its status: the CRD is made of it, and controller and CLI read it.
+                       Fields that they don't know are passed over, the template is kept as bytes
 """
 
 from __future__ import annotations
@@ -10,13 +15,21 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from kybernate.api.kind import NOT_YET, Fields, Label, Port, says
+from kybernate.api.gpuinstance import State
+from kybernate.api.kind import NOT_YET, WITHOUT_CLUSTER, Fields, Label, Port, says
+from kybernate.api.names import API_VERSION
+from kybernate.api.objects import Condition, Metadata, Object
 from kybernate.api.pod import Container, ObjectMeta, PodTemplateSpec
 from kybernate.api.quantity import Duration
 
 
 def _later(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, NOT_YET)
+
+
+def _in_a_cluster(*names: str) -> dict[str, str]:
+    """Fields that an extension of the type below adds."""
+    return dict.fromkeys(names, WITHOUT_CLUSTER)
 
 
 def _seconds(number: float) -> Duration:
@@ -28,7 +41,7 @@ def _seconds(number: float) -> Duration:
 class Idle(Fields, frozen=True, kw_only=True):
     """When an instance goes to sleep. A step whose time is absent is never taken."""
 
-    refused: ClassVar = _later("archiveAfter", "minAwake", "releaseRequests")
+    refused: ClassVar = _later("archiveAfter") | _in_a_cluster("minAwake", "releaseRequests")
 
     suspend_after: Annotated[
         Duration | None,
@@ -61,11 +74,11 @@ class Wake(Fields, frozen=True, kw_only=True):
 class GpuWorkloadSpec(Fields, frozen=True, kw_only=True):
     """What is wanted."""
 
-    refused: ClassVar = _later(
-        "gpu", "traffic", "hooks", "priority", "onStateLost", "rollout", "saveGames", "startFrom", "state"
+    refused: ClassVar = _later("gpu", "hooks", "priority", "saveGames", "startFrom") | _in_a_cluster(
+        "state", "traffic", "onStateLost", "rollout"
     )
 
-    replicas: Annotated[int, says("Instances that exist, awake or asleep. Only 1 yet.", ge=0)] = 1
+    replicas: Annotated[int, says("Instances that exist, awake or asleep. Without a cluster: 1.", ge=0)] = 1
     template: Annotated[PodTemplateSpec, says("The pod that an instance is.")]
     containers: Annotated[
         tuple[Label, ...] | None, says("The container that sleeps; absent: the template's only one.")
@@ -104,3 +117,91 @@ class GpuWorkload(Fields, frozen=True, kw_only=True):
         if self.spec.idle.ports is not None:
             return self.spec.idle.ports
         return tuple(dict.fromkeys(port.container_port for port in self.container.ports))
+
+
+class WorkloadIdle(Idle, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """When an instance goes to sleep. A step whose time is absent is never taken."""
+
+    min_awake: Annotated[int, says("So many of the instances never go to sleep by themselves.", ge=0)] = 0
+    release_requests: Annotated[
+        bool,
+        says(
+            "A parked pod of QoS class Burstable lowers its CPU and memory requests, never to zero, where the cluster "
+            "can resize in place; a wake raises them again without waiting for it. Guaranteed and BestEffort pods "
+            "keep theirs."
+        ),
+    ] = True
+
+
+class WorkloadWake(Wake, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """How a sleeping instance comes back."""
+
+
+class Rollout(Fields, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """How instances take a changed template."""
+
+    max_unavailable: Annotated[int, says("At most so many instances are replaced at a time.", ge=1)] = 1
+    sleeping: Annotated[
+        Literal["OnWake", "Now"],
+        says(
+            "When an instance that sleeps takes the changed template. It starts anew then: its state is given up, "
+            "which an event says. OnWake: when it is called next; Now: with the others."
+        ),
+    ] = "OnWake"
+
+
+class WorkloadSpec(GpuWorkloadSpec, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """What is wanted."""
+
+    # Ten thousand of them are held, so the template stays JSON until somebody needs it.
+    template: Annotated[msgspec.Raw, says("The pod that an instance is.")]  # type: ignore[assignment]
+    idle: Annotated[WorkloadIdle, says("When it goes to sleep.")] = msgspec.field(default_factory=WorkloadIdle)
+    wake: Annotated[WorkloadWake, says("How it comes back.")] = msgspec.field(default_factory=WorkloadWake)
+    on_terminate: Annotated[Literal["Drop"], says("Drop: a sleeping instance that is deleted ends without waking.")] = (
+        "Drop"
+    )
+    state: Annotated[
+        State,
+        says(
+            "What a person orders for all instances; it beats policy. Auto: policy decides. Running: awake, and "
+            "stays so. Suspended, Parked: asleep there; calls do not wake it, they are reset at once."
+        ),
+    ] = "Auto"
+    traffic: Annotated[
+        Literal["Pack", "Spread"],
+        says("Pack: sleepers stay out of the Service while another instance is awake; Spread: all stay in."),
+    ] = "Pack"
+    on_state_lost: Annotated[
+        Literal["Hold", "Start"],
+        says("When an instance's state is lost. Hold: wait for a person; Start: begin anew, and say so."),
+    ] = "Hold"
+    rollout: Annotated[Rollout, says("How instances take a changed template.")] = Rollout()
+
+    def __post_init__(self) -> None:
+        """Raw is a view that would keep all of the answer in memory of which it is a part."""
+        msgspec.structs.force_setattr(self, "template", self.template.copy())
+
+
+class WorkloadStatus(Object, kw_only=True):
+    """What is."""
+
+    observed_generation: Annotated[int, says("Of the spec that this status is about.")] = 0
+    replicas: Annotated[int, says("Instances that exist.")] = 0
+    updated_replicas: Annotated[int, says("Instances made of the present template.")] = 0
+    awake: Annotated[int, says("Instances whose processes run.")] = 0
+    suspended: Annotated[int, says("Instances that are frozen in memory.")] = 0
+    parked: Annotated[int, says("Instances whose state is on disk, without processes.")] = 0
+    selector: Annotated[str, says("Label selector of the pods, for the scale subresource.")] = ""
+    conditions: Annotated[list[Condition], says("What holds of the workload as a whole.")] = msgspec.field(
+        default_factory=list
+    )
+
+
+class GpuWorkloadObject(Object, kw_only=True):
+    """A workload that gives back what it holds while nobody calls, and comes back where it left off."""
+
+    api_version: str = msgspec.field(default_factory=lambda: API_VERSION)
+    kind: str = msgspec.field(default_factory=lambda: "GpuWorkload")
+    metadata: Metadata
+    spec: Annotated[WorkloadSpec, says("What is wanted.")]
+    status: Annotated[WorkloadStatus, says("What is.")] = msgspec.field(default_factory=WorkloadStatus)

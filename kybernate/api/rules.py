@@ -21,7 +21,7 @@ CONTAINER = f"{POD}.containers[0]"
 
 def one_instance_of_one_container(workload: GpuWorkload) -> Iterator[Finding]:
     if workload.spec.replicas != 1:
-        yield "spec.replicas", f"other than 1 is {NOT_YET}"
+        yield "spec.replicas", f"other than 1: {WITHOUT_CLUSTER}"
     if workload.spec.on_terminate != "Drop":
         yield "spec.onTerminate", f"{workload.spec.on_terminate} is {NOT_YET}"
     if len(workload.spec.template.spec.containers) > 1:

@@ -139,7 +139,7 @@ IN_SPEC = [
     ("idle: {suspendafter: 60s}", "unknown field. Did you mean suspendAfter?"),
     ("idle: {park_after: 60s}", "10:10: spec.idle.park_after: unknown field. Did you mean"),
     ("colour: red", "10:3: spec.colour: unknown field"),
-    ("replicas: 2", "10:13: spec.replicas: other than 1 is not supported yet"),
+    ("replicas: 2", "10:13: spec.replicas: other than 1: not without a cluster"),
     ("replicas: two", "10:13: spec.replicas: expected a whole number, got 'two'"),
     ("replicas: -1", "spec.replicas: expected at least 0, got the number -1"),
     ("onTerminate: Wake", "10:16: spec.onTerminate: Wake is not supported yet"),
@@ -151,12 +151,17 @@ IN_SPEC = [
 ]
 IN_SPEC += [
     (f"{name}: {{}}", f"10:3: spec.{name}: not supported yet")
-    for name in ("gpu", "traffic", "hooks", "priority", "onStateLost", "rollout", "saveGames", "startFrom", "state")
+    for name in ("gpu", "hooks", "priority", "saveGames", "startFrom")
 ]
+IN_SPEC += [
+    (f"{name}: {{}}", f"10:3: spec.{name}: not without a cluster")
+    for name in ("state", "traffic", "onStateLost", "rollout")
+]
+IN_SPEC += [(f"idle: {{{name}: 1}}", f"spec.idle.{name}: not without a") for name in ("minAwake", "releaseRequests")]
 IN_SPEC += [
     (f"{group}: {{{name}: 1}}", f"spec.{group}.{name}: not supported yet")
     for group, names in {
-        "idle": ("archiveAfter", "minAwake", "releaseRequests"),
+        "idle": ("archiveAfter",),
         "wake": ("targetInFlight", "schedule"),
     }.items()
     for name in names
