@@ -32,6 +32,12 @@ scripts_parse() {
     done
 }
 
+verb_image() {
+    setup_packages python node
+    setup_python
+    "$PYTHON" -m kybernate.lab.product_image "$@"
+}
+
 verb_bench() {
     if [ $# -eq 0 ]; then
         list_benchmarks

@@ -20,7 +20,7 @@ import stat
 import tarfile
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ def _stage(stage: Path, packages: Sequence[debian.Package], contents: Contents) 
             shutil.copy(file, stage / path)
     (stage / "tmp").chmod(0o1777)
     if contents.compile_python:
-        _compile(stage)
+        _compile(stage, contents.trees)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -178,10 +178,11 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def _compile(stage: Path) -> None:
+def _compile(stage: Path, trees: Iterable[str]) -> None:
     """Byte code with hashes in place of times: a cold start then measures the program, not the compiler."""
     argv = ["/usr/bin/python3", "-I", "-m", "compileall", "-q", "-j1", "--invalidation-mode", "unchecked-hash"]
-    folders = [path for path in (*stage.glob("usr/lib/python3*"), stage / "opt/wheels") if path.is_dir()]
+    library = (path for path in stage.glob("usr/lib/python3*") if path.is_dir())
+    folders = [*library, *(stage / tree for tree in sorted(trees))]
     run([*argv, "-s", str(stage), "-p", "/", *folders], deadline_seconds=300)
 
 
