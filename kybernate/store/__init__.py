@@ -1,6 +1,8 @@
 """Where checkpoints are kept: an interface (`Store`) and its form on a local disk (`FolderStore`)."""
 
 from kybernate.store.errors import (
+    ArchiveFailedError,
+    ArchiveUnsafeError,
     EpochTakenError,
     ImageDamagedError,
     InstanceNameError,
@@ -15,6 +17,8 @@ from kybernate.store.paths import load_key
 from kybernate.store.types import ImageFile, Manifest, Staging
 
 __all__ = [
+    "ArchiveFailedError",
+    "ArchiveUnsafeError",
     "EpochTakenError",
     "FolderStore",
     "ImageDamagedError",

@@ -18,6 +18,11 @@ from kybernate.store.types import ImageFile, Manifest
 
 # These say nothing of the file: the next try may find it whole.
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+_READ = (
+    ".img",
+    ".tar",
+    ".json",
+)  # what a restore reads; CRIU's notes of the dump, as stats-dump, come after the commit
 _FSYNCS = 8  # at once: they share the journal's commits
 
 
@@ -54,7 +59,7 @@ def verify(images: int, manifest: Manifest, thorough: bool, damage: Callable[[st
     """
     listed = {file.name for file in manifest.files}
     for name in os.listdir(images):
-        if name.endswith(".img") and name not in listed:
+        if name.endswith(_READ) and name not in listed:
             raise damage(name, "is not in the manifest")
     with contextlib.ExitStack() as opened:
         files = []

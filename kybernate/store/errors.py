@@ -34,3 +34,11 @@ class ManifestDamagedError(StateLostError):
 
 class ImageDamagedError(StateLostError):
     """{instance}, epoch {epoch}: {path}: {problem}. This checkpoint is not restored; an older one may be."""
+
+
+class ArchiveFailedError(ExternalError):
+    """{path}: {problem}. Nothing was changed in the instance; look at the disk and the kernel's log."""
+
+
+class ArchiveUnsafeError(RefusedError):
+    """{path}: {problem}. Nothing more was unpacked; only a folder that nobody else uses can be filled."""

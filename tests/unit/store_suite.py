@@ -146,10 +146,11 @@ class StoreSuite:
         (store.images(manifest) / name).unlink()
         assert f"{name}: is missing" in refused_within_a_second(store, manifest)
 
-    def test_an_image_that_nobody_listed_is_refused(self, store: Store) -> None:
+    @pytest.mark.parametrize("name", ["pages-2.img", "layer.tar", "portable.json"])
+    def test_a_file_that_a_restore_would_read_and_nobody_listed_is_refused(self, store: Store, name: str) -> None:
         manifest = committed(store)
-        (store.images(manifest) / "pages-2.img").write_bytes(b"x")
-        assert "pages-2.img: is not in the manifest" in refused_within_a_second(store, manifest)
+        (store.images(manifest) / name).write_bytes(b"x")
+        assert f"{name}: is not in the manifest" in refused_within_a_second(store, manifest)
 
     def test_a_link_in_place_of_a_file_is_refused(self, store: Store, tmp_path: Path) -> None:
         manifest = committed(store)
