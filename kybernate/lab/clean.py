@@ -1,4 +1,4 @@
-"""`python -m kybernate.lab.clean`: take away what a demo or a test session left, running or not."""
+"""`python -m kybernate.lab.clean`: take away what a demo, a cluster or a test session left, running or not."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import sys
 from pathlib import Path
 
 from kybernate.errors import KybernateError
+from kybernate.lab.cluster import Cluster
 from kybernate.lab.containerd import Containerd
 from kybernate.lab.node import LabNode, alone
 
 DEMO = "kybernate-demo"
 TESTS = "kybtest-"
 """Test sessions name their labs so, followed by their pid; data below /var/tmp, the rest below /run."""
+CLUSTER = Path("/var/tmp/kybernate-cluster")
+"""The cluster of `./dev cluster`."""
+TEST_CLUSTERS = "kybcluster-"
+"""Test sessions name their clusters so, followed by their pid and a number; folders below /var/tmp."""
 
 
 def remove_dead_tests() -> list[str]:
@@ -26,6 +31,15 @@ def remove_dead_tests() -> list[str]:
     return dead
 
 
+def remove_dead_clusters() -> list[str]:
+    """The clusters of test sessions that live no more; their names."""
+    names = sorted(path.name for path in Path("/var/tmp").glob(f"{TEST_CLUSTERS}*"))
+    dead = [name for name in names if not Path("/proc", name.removeprefix(TEST_CLUSTERS).partition("-")[0]).exists()]
+    for name in dead:
+        Cluster(Path("/var/tmp", name), name).down()
+    return dead
+
+
 def main() -> int:
     try:
         demo = LabNode(DEMO)
@@ -35,6 +49,11 @@ def main() -> int:
             print("removed the demo")
         for name in remove_dead_tests():
             print(f"removed the test lab {name}")
+        if CLUSTER.exists():
+            Cluster(CLUSTER, CLUSTER.name).down()
+            print("removed the cluster")
+        for name in remove_dead_clusters():
+            print(f"removed the test cluster {name}")
     except KybernateError as error:
         print(f"clean: {error}", file=sys.stderr)
         return error.exit_code

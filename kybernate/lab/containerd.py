@@ -27,7 +27,7 @@ from kybernate.lab.process import CGROUP_ROOT, ProgramMissingError, hierarchies,
 
 CRI_NAMESPACE = "k8s.io"
 HANDLER = "kybernate"
-_CAP_SYS_RESOURCE = 24
+CAP_SYS_RESOURCE = 24
 
 
 class ContainerdFailedError(ExternalError):
@@ -128,7 +128,7 @@ disabled_plugins = ["io.containerd.internal.v1.tracing", "io.containerd.nri.v1.n
   path = "{self.root}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{PAUSE}"
-  restrict_oom_score_adj = {"false" if has_capability(_CAP_SYS_RESOURCE) else "true"}
+  restrict_oom_score_adj = {"false" if has_capability(CAP_SYS_RESOURCE) else "true"}
   disable_cgroup = {"false" if has_cpu_controller() else "true"}
   netns_mounts_under_state_dir = true
   enable_unprivileged_ports = false

@@ -42,8 +42,8 @@ class Bridge:
     def up(self) -> list[Network4Or6]:
         """Make the bridge anew, with subnets that are free now."""
         self.down()
-        with _one_at_a_time():
-            routed = _routed()
+        with one_at_a_time():
+            routed = routed_networks()
             subnets: list[Network4Or6] = [free_ipv4(self.name, routed)]
             if has_ipv6():
                 subnets.append(free_ipv6(self.name, routed))
@@ -110,7 +110,7 @@ def free_ipv6(seed: str, routed: list[Network4Or6]) -> ipaddress.IPv6Network:
     raise NoSubnetError(bridge=seed, first=f"fd{digest[0]:02x}::/64", last="the last of its global id")
 
 
-def _routed() -> list[Network4Or6]:
+def routed_networks() -> list[Network4Or6]:
     """What the machine has a route to, the default routes left out."""
     found: list[Network4Or6] = []
     for family in ("-4", "-6"):
@@ -123,7 +123,7 @@ def _routed() -> list[Network4Or6]:
 
 
 @contextlib.contextmanager
-def _one_at_a_time() -> Iterator[None]:
+def one_at_a_time() -> Iterator[None]:
     """Two labs that start together must not choose one subnet: they queue for a lock on the folder /run."""
     folder = os.open("/run", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

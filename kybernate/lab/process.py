@@ -12,7 +12,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kybernate.errors import DeadlineError, ExternalError
@@ -36,7 +36,13 @@ class StuckProcessesError(DeadlineError):
     """These processes did not end within {seconds} s after SIGKILL: {pids}."""
 
 
-def run(argv: Sequence[str | Path], *, deadline_seconds: float = 30, stdin: bytes | None = None) -> str:
+def run(
+    argv: Sequence[str | Path],
+    *,
+    deadline_seconds: float = 30,
+    stdin: bytes | None = None,
+    env: Mapping[str, str] | None = None,
+) -> str:
     """Run a program and return what it wrote to stdout.
 
     Raises ProgramError, ProgramMissingError, ProgramDeadlineError.
@@ -44,7 +50,12 @@ def run(argv: Sequence[str | Path], *, deadline_seconds: float = 30, stdin: byte
     program = " ".join(str(word) for word in argv[:4])
     try:
         done = subprocess.run(
-            [str(word) for word in argv], input=stdin, capture_output=True, timeout=deadline_seconds, check=False
+            [str(word) for word in argv],
+            input=stdin,
+            capture_output=True,
+            timeout=deadline_seconds,
+            check=False,
+            env=env,
         )
     except FileNotFoundError as error:
         raise ProgramMissingError(program=str(argv[0])) from error

@@ -1,14 +1,27 @@
-"""The shared cluster, and what it looked like when a test failed."""
+"""What tests with an API server or a whole cluster share, and what the clusters looked like when a test failed."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
-from cluster_bed import cluster_bed, open_beds
+from apiserver_bed import ApiServerBed, open_apiserver_bed
+from cluster_bed import ClusterBed, open_beds, open_shared_bed
 
-__all__ = ["cluster_bed"]
+
+@pytest.fixture(scope="session")
+def apiserver() -> Iterator[ApiServerBed]:
+    """An API server alone. Tests work in namespaces of their own, or reset it first."""
+    with open_apiserver_bed() as bed:
+        yield bed
+
+
+@pytest.fixture(scope="session")
+def cluster_bed() -> Iterator[ClusterBed]:
+    """One node with the runtime, and its RuntimeClass. Tests leave it as they found it."""
+    with open_shared_bed() as bed:
+        yield bed
 
 
 @pytest.hookimpl(wrapper=True)
