@@ -76,7 +76,7 @@ def test_parked_container_has_no_processes_and_comes_back_with_its_state(bed: Be
     container.grows()
     container.ok("freeze")
     groups = groups_of(f"/default/{container.id}")
-    assert container.dump()["ok"]
+    assert (reply := container.dump())["ok"], reply
     assert cgroup.processes(container.record()["cgroups"]) == []
     assert groups_of(f"/default/{container.id}") == groups
     assert container.task() == "RUNNING"
@@ -161,7 +161,7 @@ def test_exec_session_is_seen_and_ends_with_a_park_but_not_with_a_veto(bed: Bed)
     assert not container.dump()["ok"]
     assert session.poll() is None
     bed.agent.answers["post-dump"] = {"ok": True}
-    assert container.dump()["ok"]
+    assert (reply := container.dump())["ok"], reply
     assert session.wait(10) == 137
     assert container.ok("state", sessions=True)["sessions"] == 0
 
@@ -207,13 +207,13 @@ def test_hanging_dump_ends_at_its_deadline_and_the_container_runs_on(bed: Bed) -
     assert (reply["error"], reply["state"]) == ("deadline", "running")
     container.grows()
     bed.criu("")
-    assert container.dump()["ok"]
+    assert (reply := container.dump())["ok"], reply
 
 
 def test_failed_restore_stays_parked_and_a_good_one_follows(bed: Bed) -> None:
     container = bed.container(COUNT)
     container.grows()
-    assert container.dump()["ok"]
+    assert (reply := container.dump())["ok"], reply
     (container.images / "inventory.img").rename(container.images / "away")
     reply = container.restore()
     assert (reply["error"], reply["state"]) == ("restore_failed", "parked")
@@ -225,7 +225,7 @@ def test_failed_restore_stays_parked_and_a_good_one_follows(bed: Bed) -> None:
 
 def test_hanging_restore_ends_at_its_deadline(bed: Bed) -> None:
     container = bed.container(COUNT)
-    assert container.dump()["ok"]
+    assert (reply := container.dump())["ok"], reply
     bed.criu("exec sleep 100\n")
     assert container.restore(deadline_seconds=0.7)["error"] == "deadline"
     bed.criu("")
@@ -235,7 +235,7 @@ def test_hanging_restore_ends_at_its_deadline(bed: Bed) -> None:
 
 def test_exec_wakes_a_parked_container(bed: Bed) -> None:
     container = bed.container(COUNT)
-    assert container.dump()["ok"]
+    assert (reply := container.dump())["ok"], reply
     bed.agent.answers["exec"] = lambda request: container.restore()
     ran = container.ctr("task", "exec", "--exec-id", "x", container.id, "/bin/echo", "awake")
     assert ran.stdout == "awake\n"
@@ -244,7 +244,7 @@ def test_exec_wakes_a_parked_container(bed: Bed) -> None:
 
 def test_what_runc_would_say_of_a_parked_container(bed: Bed) -> None:
     container = bed.container(COUNT)
-    assert container.dump()["ok"]
+    assert (reply := container.dump())["ok"], reply
     said = json.loads(container.runc("state", container.id).stdout)
     assert (said["status"], said["pid"]) == ("running", container.record()["keeper_pid"])
     assert container.runc("ps", "--format", "json", container.id).stdout == "[]\n"
@@ -264,7 +264,7 @@ def test_pause_by_containerd_holds_and_forbids_sleep(bed: Bed) -> None:
 
 def test_update_of_a_parked_container_holds_after_the_restore(bed: Bed) -> None:
     container = bed.container(COUNT)
-    assert container.dump()["ok"]
+    assert (reply := container.dump())["ok"], reply
     updated = container.runc("update", "--resources", "-", container.id, input=json.dumps(LIMIT))
     assert updated.returncode == 0, updated.stderr
     assert container.restore()["ok"]
@@ -348,7 +348,7 @@ def test_io_uring_is_refused_and_mptcp_is_off(bed: Bed) -> None:
 def test_keeper_is_small_and_idle(bed: Bed) -> None:
     # Not one long sleep: an interrupted nanosleep ends with EINTR at a restore, and some programs end with it.
     container = bed.container(COUNT)
-    assert container.dump()["ok"]
+    assert (reply := container.dump())["ok"], reply
     assert container.restore()["ok"]
     pid = container.record()["keeper_pid"]
     sizes = {
@@ -362,7 +362,7 @@ def test_keeper_is_small_and_idle(bed: Bed) -> None:
 
 def test_conf_of_the_dump_does_not_reach_the_restore(bed: Bed) -> None:
     container = bed.container(COUNT)
-    assert container.dump()["ok"]
+    assert (reply := container.dump())["ok"], reply
     assert "action-script" in (container.folder / "criu.conf").read_text()
     assert container.restore()["ok"]
     assert (container.folder / "criu.conf").read_text() == CONF

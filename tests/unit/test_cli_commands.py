@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -269,10 +270,16 @@ def test_a_reader_that_has_enough_is_no_error(server: Server) -> None:
 def test_an_interrupt_ends_without_a_trace(server: Server) -> None:
     environment = {**os.environ, "KYBERNATE_SOCKET": str(server.path), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "kybernate.cli", "resume", "hang", "--wait"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True) as process:
+    # Whoever starts the tests in the background may have SIGINT ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         assert process.stderr is not None
         assert process.stderr.readline() == "resume hang ... 1s\n"
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         assert (process.wait(10), process.stderr.read().startswith("kybernate: interrupted")) == (130, True)
 
 
