@@ -16,11 +16,13 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 
 from kybernate.api.gpuinstance import State
-from kybernate.api.kind import NOT_YET, WITHOUT_CLUSTER, Fields, Label, Port, says
+from kybernate.api.kind import NOT_YET, UNIQUE, WITHOUT_CLUSTER, Fields, Label, Port, Rule, says
 from kybernate.api.names import API_VERSION
-from kybernate.api.objects import Condition, Metadata, Object
+from kybernate.api.objects import Conditions, Metadata, Object
 from kybernate.api.pod import Container, ObjectMeta, PodTemplateSpec
 from kybernate.api.quantity import Duration
+from kybernate.api.resource import AGE, Column, CustomResource, Scale, ready
+from kybernate.api.template import PodTemplate
 
 
 def _later(*names: str) -> dict[str, str]:
@@ -122,6 +124,26 @@ class GpuWorkload(Fields, frozen=True, kw_only=True):
 class WorkloadIdle(Idle, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """When an instance goes to sleep. A step whose time is absent is never taken."""
 
+    rules: ClassVar = (
+        Rule("!has(self.parkAfter) || has(self.suspendAfter)", "needs suspendAfter", ".parkAfter"),
+        Rule(
+            "!has(self.suspendAfter) || duration(self.suspendAfter) > duration('0s')",
+            "expected more than 0",
+            ".suspendAfter",
+        ),
+    )
+
+    ports: (
+        Annotated[
+            tuple[Port, ...],
+            says(
+                "TCP ports whose callers wake the instance; absent: the containerPorts of the container that sleeps.",
+                max_length=64,
+                extra_json_schema=UNIQUE,
+            ),
+        ]
+        | None
+    ) = None
     min_awake: Annotated[int, says("So many of the instances never go to sleep by themselves.", ge=0)] = 0
     release_requests: Annotated[
         bool,
@@ -135,6 +157,10 @@ class WorkloadIdle(Idle, frozen=True, kw_only=True, forbid_unknown_fields=False)
 
 class WorkloadWake(Wake, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """How a sleeping instance comes back."""
+
+    rules: ClassVar = (
+        Rule("!has(self.timeout) || duration(self.timeout) > duration('0s')", "expected more than 0", ".timeout"),
+    )
 
 
 class Rollout(Fields, frozen=True, kw_only=True, forbid_unknown_fields=False):
@@ -150,13 +176,54 @@ class Rollout(Fields, frozen=True, kw_only=True, forbid_unknown_fields=False):
     ] = "OnWake"
 
 
-class WorkloadSpec(GpuWorkloadSpec, frozen=True, kw_only=True, forbid_unknown_fields=False):
-    """What is wanted."""
+_LISTENS = "has(c.ports) && c.ports.exists(p, !has(p.protocol) || p.protocol == 'TCP')"
+_PRIVILEGED = "has(c.securityContext) && has(c.securityContext.privileged) && c.securityContext.privileged"
 
+
+def _sleeper(what: str) -> str:
+    """CEL: `what` holds of `c`, the container that sleeps."""
+    return f"self.template.spec.containers.exists(c, (!has(self.containers) || c.name in self.containers) && {what})"
+
+
+class WorkloadSpec(GpuWorkloadSpec, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """What is wanted of the workload: how many instances of which pod, and when they sleep and wake."""
+
+    rules: ClassVar = (
+        Rule(
+            "!has(self.containers) || self.template.spec.containers.exists(c, c.name in self.containers)",
+            "no container of the template is called so",
+            ".containers",
+        ),
+        Rule(
+            "has(self.containers) || size(self.template.spec.containers) == 1",
+            "name the container that sleeps: the template has several",
+            ".containers",
+        ),
+        Rule(
+            "!has(self.idle.suspendAfter) || "
+            f"(has(self.idle.ports) ? size(self.idle.ports) > 0 : {_sleeper(_LISTENS)})",
+            "needs a port that can wake it: idle.ports, or a containerPort (TCP) in the template",
+            ".idle.suspendAfter",
+        ),
+        Rule(
+            f"!{_sleeper(_PRIVILEGED)}",
+            "the container that sleeps is privileged: it reaches the host, so its state is not its own to keep",
+            ".template.spec.containers",
+        ),
+    )
+
+    replicas: Annotated[int, says("Instances that exist, awake or asleep.", ge=0, le=100_000)] = 1
     # Ten thousand of them are held, so the template stays JSON until somebody needs it.
-    template: Annotated[msgspec.Raw, says("The pod that an instance is.")]  # type: ignore[assignment]
-    idle: Annotated[WorkloadIdle, says("When it goes to sleep.")] = msgspec.field(default_factory=WorkloadIdle)
-    wake: Annotated[WorkloadWake, says("How it comes back.")] = msgspec.field(default_factory=WorkloadWake)
+    template: Annotated[msgspec.Raw, msgspec.Meta(extra={"shape": PodTemplate})]  # type: ignore[assignment]
+    containers: (
+        Annotated[
+            tuple[Label, ...],
+            says("The container that sleeps; absent: the template's only one.", min_length=1, max_length=1),
+        ]
+        | None
+    ) = None
+    idle: WorkloadIdle = msgspec.field(default_factory=WorkloadIdle)
+    wake: WorkloadWake = msgspec.field(default_factory=WorkloadWake)
     on_terminate: Annotated[Literal["Drop"], says("Drop: a sleeping instance that is deleted ends without waking.")] = (
         "Drop"
     )
@@ -175,7 +242,7 @@ class WorkloadSpec(GpuWorkloadSpec, frozen=True, kw_only=True, forbid_unknown_fi
         Literal["Hold", "Start"],
         says("When an instance's state is lost. Hold: wait for a person; Start: begin anew, and say so."),
     ] = "Hold"
-    rollout: Annotated[Rollout, says("How instances take a changed template.")] = Rollout()
+    rollout: Rollout = Rollout()
 
     def __post_init__(self) -> None:
         """Raw is a view that would keep all of the answer in memory of which it is a part."""
@@ -183,7 +250,7 @@ class WorkloadSpec(GpuWorkloadSpec, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class WorkloadStatus(Object, kw_only=True):
-    """What is."""
+    """What is observed of the workload. Written by the controller."""
 
     observed_generation: Annotated[int, says("Of the spec that this status is about.")] = 0
     replicas: Annotated[int, says("Instances that exist.")] = 0
@@ -192,16 +259,39 @@ class WorkloadStatus(Object, kw_only=True):
     suspended: Annotated[int, says("Instances that are frozen in memory.")] = 0
     parked: Annotated[int, says("Instances whose state is on disk, without processes.")] = 0
     selector: Annotated[str, says("Label selector of the pods, for the scale subresource.")] = ""
-    conditions: Annotated[list[Condition], says("What holds of the workload as a whole.")] = msgspec.field(
-        default_factory=list
-    )
+    conditions: Conditions = msgspec.field(default_factory=list)
 
 
 class GpuWorkloadObject(Object, kw_only=True):
     """A workload that gives back what it holds while nobody calls, and comes back where it left off."""
 
+    rules: ClassVar = (
+        Rule(
+            "size(self.metadata.name) <= 57 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+            "metadata.name: expected lower case letters, digits and '-', at most 57: instances are <name>-<ordinal>",
+        ),
+    )
+
     api_version: str = msgspec.field(default_factory=lambda: API_VERSION)
     kind: str = msgspec.field(default_factory=lambda: "GpuWorkload")
     metadata: Metadata
-    spec: Annotated[WorkloadSpec, says("What is wanted.")]
-    status: Annotated[WorkloadStatus, says("What is.")] = msgspec.field(default_factory=WorkloadStatus)
+    spec: WorkloadSpec
+    status: WorkloadStatus = msgspec.field(default_factory=WorkloadStatus)
+
+
+RESOURCE = CustomResource(
+    GpuWorkloadObject,
+    "gpuworkloads",
+    "gw",
+    (
+        ready("As many instances exist as are wanted, and each is well, awake or asleep."),
+        Column("Desired", ".spec.replicas", "Instances that are wanted.", type="integer"),
+        Column("Awake", ".status.awake", "Instances whose processes run.", type="integer"),
+        Column("Suspended", ".status.suspended", "Instances frozen in memory.", type="integer"),
+        Column("Parked", ".status.parked", "Instances on disk.", type="integer"),
+        Column("Updated", ".status.updatedReplicas", "Of the present template.", type="integer", wide=True),
+        Column("Order", ".spec.state", "What a person ordered for good.", wide=True),
+        AGE,
+    ),
+    scale=Scale(".spec.replicas", ".status.replicas", ".status.selector"),
+)

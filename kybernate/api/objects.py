@@ -7,10 +7,11 @@ kept: a controller holds ten thousand of them. What a person writes is checked e
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
+from kybernate.api.kind import Rule, says
 from kybernate.api.quantity import Duration, Quantity
 
 T = TypeVar("T")
@@ -18,6 +19,14 @@ T = TypeVar("T")
 
 class Object(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
     """A mapping in an object of a cluster; unknown fields are passed over."""
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    open: ClassVar[bool] = False
+    """The API server keeps fields that are not listed, unseen."""
+
+
+Time = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+"""As RFC 3339 writes it, in UTC."""
 
 
 class OwnerReference(Object, kw_only=True):
@@ -49,14 +58,23 @@ class Metadata(Object, kw_only=True):
 
 
 class Condition(Object, kw_only=True):
-    """Kubernetes' own shape; `status` is True, False or Unknown."""
+    """One thing that holds, or does not: Kubernetes' own shape."""
 
-    type: str
-    status: str
-    reason: str = ""
-    message: str = ""
-    last_transition_time: str = ""
-    observed_generation: int = 0
+    type: Annotated[str, says("What it is about; one condition of each type.", min_length=1)]
+    status: Annotated[Literal["True", "False", "Unknown"], says("Whether it holds.")]
+    reason: Annotated[str, says("Why, in one word, for programs.")] = ""
+    message: Annotated[str, says("Why, and what to do, for people.")] = ""
+    last_transition_time: Annotated[Time, says("Since when `status` is so.")] = ""
+    observed_generation: Annotated[int, says("Of the spec that it is about.")] = 0
+
+
+Conditions = Annotated[
+    list[Condition],
+    says(
+        "What holds of it; `kubectl wait --for=condition=<type>` waits for one.",
+        extra_json_schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    ),
+]
 
 
 def decode(raw: bytes | msgspec.Raw, kind: type[T]) -> T:
