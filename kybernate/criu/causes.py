@@ -203,6 +203,12 @@ KNOWN = (
         "Put it back; the state is kept meanwhile.",
     ),
     _known(
+        r"[Bb]ind .*Cannot assign requested address",
+        "address-gone",
+        "a socket is bound to an address that this pod does not have (the former pod's, most likely)",
+        "Let the program bind to every address (0.0.0.0 or ::) instead of the pod's own.",
+    ),
+    _known(
         r"Can't bind inet socket|Address already in use|Can't restore .*tcp|Can't bind",
         "address-in-use",
         "an address or port that the program had is not free",

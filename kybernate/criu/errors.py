@@ -66,3 +66,8 @@ class StoppedError(UnsuitableError):
     """{container}: process {pid} ({name}) is stopped by a signal, CRIU would wait for it for ever. Send it SIGCONT."""
 
     exit_code = 26
+
+
+class PrivilegesExceedError(RefusedError):
+    """{container}: thread {thread} ({name}) of the images {problem}, more than the new container's configuration
+    allows. Give the template the security context of before, or begin anew."""

@@ -55,7 +55,8 @@ class Store(Protocol):
 
     def check(self, manifest: Manifest, thorough: bool = False) -> None:
         """Every listed file is there, a regular file, has its length and its xxh3-128 (`thorough`: BLAKE3), and no
-        other `*.img`, `*.tar` or `*.json` is there. Before every restore: nothing unverified reaches CRIU. Changes nothing; safe to retry.
+        other `*.img`, `*.tar` or `*.json` is there. Before every restore: nothing unverified reaches CRIU or is
+        unpacked. Changes nothing; safe to retry.
 
         Raises ImageDamagedError. Takes 70-80 ms a GiB in page cache on two cores.
         """

@@ -1,0 +1,332 @@
+"""What of an instance lies outside of CRIU's images, so that it can come back in another container than its own.
+
+    layer.tar              the upper folder of the container's overlay
+    emptydir-<name>.tar    each emptyDir that it mounts
+    shm.tar                the sandbox's /dev/shm, which is mounted from outside
+    portable.json          of what container all this is: image, mounts, pod, rights, processor (`Saved`)
+
+`save` writes them beside CRIU's images while everything is dumped and nothing runs, before the store's commit: the
+manifest seals them too. `restore` fills a new container with them, before it has a process, and refuses one that is not
+of the same image, mounts and rights.
+
+Not each park needs all. Layer and emptyDirs survive a restart of the machine where they are, and a park in place finds
+them there; what lies in memory (tmpfs: /dev/shm, emptyDirs of medium Memory) does not. So every park saves that, and
+only one that is to go elsewhere (`whole`) saves the rest. When a piece is put back:
+
+                                same sandbox     same pod, new sandbox     another pod
+    layer                       carried          carried, or unpacked      unpacked
+    emptyDir                    is there         unpacked where empty      replaced
+    /dev/shm                    is there         replaced                  replaced
+
+*Carried* is copied from the container before, by the caller, where that is still there. PVCs, hostPaths and what the
+kubelet makes of ConfigMaps and the like are the pod's, and only compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import platform
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kybernate.criu import privileges
+from kybernate.criu.mounts import mounts
+from kybernate.errors import ExternalError, InvalidError, RefusedError, StateLostError
+from kybernate.store.archive import pack, packed_bytes, unpack
+from kybernate_agent import processes, volumes
+from kybernate_agent.volumes import EMPTY_DIR, Mount
+
+FILE = "portable.json"
+LAYER, SHM = "layer.tar", "shm.tar"
+VERSION = 1
+SECONDS = 90.0  # a container's start has two minutes
+_CLONE_NEWUTS = 0x04000000
+# Instruction sets that a program chooses among at its start; others of the flags are about the kernel's ways.
+_INSTRUCTIONS = (
+    "sse", "ssse", "avx", "fma", "f16c", "bmi", "abm", "aes", "vaes", "pclmul", "vpclmul", "popcnt", "movbe", "sha_ni",
+    "gfni", "amx", "adx", "rdrand", "rdseed", "xsave", "clflush", "clwb", "erms", "fsrm", "cx16", "rtm", "hle", "pku",
+    "fsgsbase", "movdir", "lahf_lm",
+)  # fmt: skip
+
+
+class ImageDiffersError(RefusedError):
+    """{container}: its image is {new}, and the state was made in {old}. Give the template the image of before, or
+    begin anew."""
+
+
+class MountDiffersError(RefusedError):
+    """{container}: {problem}. A state comes back only with the mounts it was made with: give the template those of
+    before, or begin anew."""
+
+
+class ProcessorDiffersError(RefusedError):
+    """{container}: this node's processor lacks {missing}, which the programs may have chosen to use. Restore on a node
+    like the one before."""
+
+
+class NotPortableError(RefusedError):
+    """{container}: {problem}. Only the pod that it was parked in can have it back."""
+
+
+class BundleError(InvalidError):
+    """{path} cannot be read: {cause}"""
+
+
+class HostNameError(ExternalError):
+    """The host name of process {pid} cannot be set to {name}: {cause}"""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A container as its bundle says. `digest` is the image's own id where it is known; `upper` the writable layer."""
+
+    container: str
+    pod_uid: str
+    sandbox: str
+    image: str
+    digest: str
+    upper: str
+    mounts: tuple[Mount, ...]
+    allowed: privileges.Allowed
+    shm: str = ""
+
+
+class Saved(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """portable.json. `archives` maps the names of emptyDirs to their files; `seccomp` is the profile's digest."""
+
+    version: int = VERSION
+    whole: bool
+    container: str
+    pod_uid: str
+    sandbox: str
+    image: str
+    digest: str
+    mounts: tuple[Mount, ...]
+    seccomp: str
+    architecture: str
+    instructions: tuple[str, ...]
+    archives: dict[str, str]
+    shm: bool
+
+
+async def facts_of(bundle: Path, digest: str = "") -> Facts:
+    """Of a container with a mounted root file system; it needs no process. Raises BundleError."""
+    return await asyncio.to_thread(_facts_of, bundle, digest)
+
+
+async def needed_bytes(container: Facts, whole: bool, seconds: float = SECONDS) -> int:
+    """About how much `save` will write. Raises ArchiveFailedError, DeadlineError."""
+    until = time.monotonic() + seconds
+
+    def measure() -> int:
+        return sum(packed_bytes(folder, until) for folder in _pieces(container, whole).values())
+
+    return await asyncio.to_thread(measure)
+
+
+async def save(images: Path, container: Facts, *, whole: bool, seconds: float = SECONDS) -> None:
+    """Write the files of the module's head into `images`, a staging that is not committed yet.
+
+    For a container whose processes are frozen or dumped. Raises ArchiveFailedError, DeadlineError, NotPortableError.
+    """
+    await asyncio.to_thread(_save, images, container, whole, time.monotonic() + seconds)
+
+
+async def restore(images: Path, new: Facts, seconds: float = SECONDS) -> bool:
+    """Fill a new container, which has no process yet, with what `save` wrote; False: its layer is to be carried.
+
+    `images` are a verified checkpoint's. Nothing is written before all is compared. Raises ImageDiffersError,
+    MountDiffersError, ProcessorDiffersError, PrivilegesExceedError, NotPortableError, ArchiveFailedError,
+    ArchiveUnsafeError, DeadlineError, StateLostError (portable.json is not understood).
+    """
+    return await asyncio.to_thread(_restore, images, new, time.monotonic() + seconds)
+
+
+def has_moved(images: Path, sandbox: str) -> bool:
+    """Whether verified images were made in another sandbox, hence in another network. Raises StateLostError."""
+    saved = load(images)
+    return saved is not None and saved.sandbox != sandbox
+
+
+def load(images: Path) -> Saved | None:
+    """portable.json of verified images; None where an agent made them that did not write it. Raises StateLostError."""
+    try:
+        saved = msgspec.json.decode((images / FILE).read_bytes(), type=Saved)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise StateLostError(f"{images / FILE}: not understood by this agent: {error}") from error
+    if saved.version != VERSION:
+        raise StateLostError(f"{images / FILE}: version {saved.version} is not known to this agent")
+    return saved
+
+
+# -- facts
+
+
+def _facts_of(bundle: Path, digest: str) -> Facts:
+    path = bundle / "config.json"
+    try:
+        config: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        notes: dict[str, str] = config.get("annotations") or {}
+        uid, sandbox = (notes.get(f"io.kubernetes.cri.sandbox-{name}", "") for name in ("uid", "id"))
+        found = volumes.mounts_of(config.get("mounts") or (), uid, sandbox)
+        return Facts(
+            container=bundle.name,
+            pod_uid=uid,
+            sandbox=sandbox,
+            image=notes.get("io.kubernetes.cri.image-name", ""),
+            digest=digest,
+            upper=processes.writable_layer_of_bundle(bundle),
+            mounts=found,
+            allowed=privileges.allowed(config),
+            shm=next((it.source for it in found if it.destination == "/dev/shm" and it.kind == "sandbox"), ""),
+        )
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(path=str(path), cause=str(error)) from error
+
+
+def instructions() -> tuple[str, ...]:
+    """The instruction sets of this machine's processor. Source: /proc/cpuinfo."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, flags = line.partition(":")
+        if name.strip() == "flags":
+            return tuple(sorted(flag for flag in flags.split() if flag.startswith(_INSTRUCTIONS)))
+        if name.strip() == "Features":
+            return tuple(sorted(flags.split()))
+    return ()
+
+
+# -- save
+
+
+def _pieces(container: Facts, whole: bool) -> dict[str, Path]:
+    """{file: the folder that it holds}, for one save."""
+    in_memory = {mount.mountpoint for mount in mounts("self") if mount.kind == "tmpfs"}
+    found = {}
+    if whole:
+        if not container.upper:
+            raise NotPortableError(container=container.container, problem="its root file system is no overlay")
+        found[LAYER] = Path(container.upper)
+    for name, folder in _empty_dirs(container).items():
+        if whole or folder in in_memory:
+            found[_archive_of(name)] = Path(folder)
+    if container.shm and os.path.isdir(container.shm):
+        found[SHM] = Path(container.shm)
+    return found
+
+
+def _empty_dirs(container: Facts) -> dict[str, str]:
+    return {mount.name: mount.volume for mount in container.mounts if mount.kind == EMPTY_DIR}
+
+
+def _archive_of(name: str) -> str:
+    return f"emptydir-{name}.tar"
+
+
+def _save(images: Path, container: Facts, whole: bool, until: float) -> None:
+    pieces = _pieces(container, whole)
+    for file, folder in pieces.items():
+        pack(folder, images / file, until)
+    saved = Saved(
+        whole=whole,
+        container=container.container,
+        pod_uid=container.pod_uid,
+        sandbox=container.sandbox,
+        image=container.image,
+        digest=container.digest,
+        mounts=container.mounts,
+        seccomp=container.allowed.seccomp,
+        architecture=platform.machine(),
+        instructions=instructions(),
+        archives={n: _archive_of(n) for n in _empty_dirs(container) if _archive_of(n) in pieces},
+        shm=SHM in pieces,
+    )
+    fd = os.open(images / FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as out:
+        out.write(msgspec.json.encode(saved))
+
+
+# -- restore
+
+
+def refuse_other(saved: Saved, new: Facts, found: tuple[str, ...], architecture: str) -> None:
+    """Raises the error of what differs between the container that was dumped and the new one. Pure."""
+    same = saved.digest == new.digest if saved.digest and new.digest else saved.image == new.image
+    if not same:
+        old, now = (f"{it.image} ({it.digest})" if it.digest else it.image for it in (saved, new))
+        raise ImageDiffersError(container=new.container, old=old, new=now)
+    if problem := volumes.difference(saved.mounts, new.mounts):
+        raise MountDiffersError(container=new.container, problem=problem)
+    missing = sorted({*saved.instructions} - {*found})
+    if saved.architecture != architecture or missing:
+        lacking = saved.architecture if saved.architecture != architecture else ", ".join(missing)
+        raise ProcessorDiffersError(container=new.container, missing=lacking)
+    if not saved.whole and saved.pod_uid != new.pod_uid:
+        problem = f"it was parked for pod {saved.pod_uid} alone, without its layer and its emptyDirs"
+        raise NotPortableError(container=new.container, problem=problem)
+
+
+def _restore(images: Path, new: Facts, until: float) -> bool:
+    saved = load(images)
+    if saved is None:
+        raise NotPortableError(container=new.container, problem="its images were made by an older agent")
+    refuse_other(saved, new, instructions(), platform.machine())
+    privileges.refuse_exceeding(new.container, privileges.held(images), new.allowed, saved.seccomp)
+    same_pod = saved.pod_uid == new.pod_uid
+    if saved.sandbox != new.sandbox:
+        folders = _empty_dirs(new)
+        for name, file in saved.archives.items():
+            folder = Path(folders[name])
+            if not same_pod or not os.listdir(folder):
+                unpack(images / file, folder, until, replace=True)
+        if saved.shm:
+            unpack(images / SHM, Path(new.shm), until, replace=True)
+    if saved.whole:
+        if not new.upper:
+            raise NotPortableError(container=new.container, problem="its root file system is no overlay")
+        unpack(images / LAYER, Path(new.upper), until)
+    return saved.whole
+
+
+# -- after a restore
+
+
+async def name_host(pid: int, bundle: Path) -> None:
+    """Give the host name of the pod back to its namespace: CRIU has set the one of the dump, in a sandbox that others
+    share. The pod's stands in its /etc/hostname. Raises HostNameError, BundleError."""
+    facts = await facts_of(bundle)
+    source = next((it.source for it in facts.mounts if it.destination == "/etc/hostname"), "")
+    if source:
+        await asyncio.to_thread(_name_host, pid, source)
+
+
+def _name_host(pid: int, source: str) -> None:
+    """In a thread: of its namespaces only this thread's change, and change back."""
+    name = ""
+    try:
+        name = Path(source).read_text().strip()
+        spaces = [
+            os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (f"/proc/{pid}/ns/uts", "/proc/thread-self/ns/uts")
+        ]
+        libc = ctypes.CDLL(None, use_errno=True)
+        try:
+            if libc.setns(spaces[0], _CLONE_NEWUTS):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            try:
+                if name and socket.gethostname() != name:
+                    socket.sethostname(name)
+            finally:
+                libc.setns(spaces[1], _CLONE_NEWUTS)
+        finally:
+            for fd in spaces:
+                os.close(fd)
+    except OSError as error:
+        raise HostNameError(pid=pid, name=name, cause=str(error)) from error
