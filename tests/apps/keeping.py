@@ -1,6 +1,7 @@
 """Keeps a count in memory, and in a file of its layer, of an emptyDir and of /dev/shm that it holds open.
 
-A line on a connection to port 8080 counts; the answer is a line of JSON with all that it finds.
+A line on a connection to port 8080 counts; the answer is a line of JSON with all that it finds. What a test has in
+EXTRA is run at the start, and what it has in ASK is evaluated for each answer.
 """
 
 import contextlib
@@ -41,9 +42,11 @@ def answer() -> dict[str, object]:
     found["large"] = os.path.getsize("/var/kept/below/large")
     found["removed"] = not os.path.exists("/etc/group")
     found["peers"] = len(peers)
+    found["extra"] = eval(os.environ.get("ASK", "None"))
     return found
 
 
+exec(os.environ.get("EXTRA", ""))
 server = socket.create_server(("", 8080))
 peers: list[socket.socket] = []
 print("ready", flush=True)
