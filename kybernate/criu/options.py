@@ -15,7 +15,6 @@ Why each option (CRIU 4.2.1):
     manage-cgroups=ignore  (with "=": its argument is optional; for a restore) processes stay in the cgroup that CRIU is
                        in, where runc has put it. runc 1.1 drops its flag for that, whose value is 0; on cgroup v2 CRIU
                        would then move them into the cgroup of the dump, which in a new container is another's
-    force-irmap        (portable dumps) inotify watches are kept by name: their inodes have other numbers elsewhere
     tcp-close          (a restore into another network namespace, instead of tcp-established) what was connected comes
                        back closed, as after a reset: the pod's address is another, and its peers' packets go astray
     external mnt[]:    a mount that CRIU neither dumps nor restores: see `kybernate.criu.mounts` and `.skeleton`
@@ -39,16 +38,14 @@ def dump_conf(
     external: Mapping[str, str] | None = None,
     freeze_seconds: int = 10,
     hold_is_ours: bool = True,
-    portable: bool = False,
 ) -> str:
     """The file's text for a dump. `hold_is_ours` False: CRIU locks the network itself (nobody else holds the traffic).
 
-    `portable`: the images are for another container too. `empty_tmpfs` are mount points for `mounts.drop_empty_tmpfs`;
+    `empty_tmpfs` are mount points for `mounts.drop_empty_tmpfs`;
     `external` maps more of them to the keys by which `restore_conf` names them. Raises OptionError for paths CRIU's
     parser would split.
     """
     lines = ["tcp-established", *_common(hold_is_ours), f"timeout {freeze_seconds:d}"]
-    lines += ["force-irmap"] if portable else []
     lines += [f"irmap-scan-path {_word('irmap-scan-path', path)}" for path in irmap_paths]
     lines += [f"external mnt[{_word('external mnt', path)}]:{EMPTY_TMPFS}" for path in empty_tmpfs]
     lines += [f"external mnt[{_word('external mnt', path)}]:{key}" for path, key in (external or {}).items()]

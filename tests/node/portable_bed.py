@@ -113,7 +113,7 @@ class Bed:
         self.hook.answers["post-dump"] = commit
         work = self.folder / f"dump-{self._epoch}"
         work.mkdir()
-        conf = dump_conf or criu.dump_conf(external={one.mountpoint: one.key for one in known}, portable=whole)
+        conf = dump_conf or criu.dump_conf(external={one.mountpoint: one.key for one in known})
         await keeper.dump(staging.images, work, conf, SECONDS)
         return made[0]
 
