@@ -13,12 +13,18 @@ as answered, unless nothing was ever sent or only the client moved since the las
 one jiffy after the previous answer and is served in silence is then only as active as the time since its last byte.
 And a client message that gets no answer by design (an HTTP/2 SETTINGS acknowledgement, a websocket's notice) looks
 like a request until the caller's `maxInFlight` ends it; that is why each one's beginning is told.
+
+The kubelet's connections count for nothing. Those that a sample saw are known by their owner. Those that came and went
+between two samples are known by their number alone, and are taken for probes as far as the pod declares probes: each
+grants one connection a period. What was granted and not used is kept, one for each probe and one more, for a kubelet is
+sometimes late. So one short call in a while may pass for a probe; those after it count, or make a probe count, at most
+a period later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .packets import Flow
 from .sockdiag import Socket, State
@@ -28,10 +34,17 @@ _SERVING = frozenset({State.ESTABLISHED, State.CLOSE_WAIT})
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look at a pod: its TCP sockets but those in TIME_WAIT, and the passive opens of its namespace so far."""
+    """One look at a pod: its TCP sockets but those in TIME_WAIT, and the passive opens of its namespace so far.
+
+    `probes` are the cookies of the kubelet's connections, `probe_opens` is how many of them were seen so far, and
+    `probe_periods` how often the kubelet connects, in seconds, by probe.
+    """
 
     sockets: tuple[Socket, ...]
     passive_opens: int
+    probes: frozenset[int] = frozenset()
+    probe_opens: int = 0
+    probe_periods: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +55,9 @@ class Activity:
     in_flight: Mapping[Flow, float] = field(default_factory=dict)
     sockets: Mapping[int, Socket] = field(default_factory=dict)
     passive_opens: int = 0
+    probe_opens: int = 0
+    granted: float = 0.0  # connections that may be probes which no sample saw
+    at: float = 0.0
 
     @property
     def in_flight_since(self) -> float | None:
@@ -65,20 +81,47 @@ def fold(
     Without `previous` the pod counts as used now.
     """
     declared = frozenset(ports)
-    sockets = {found.cookie: found for found in sample.sockets if found.local_port in declared or counts(found)}
+    kept = (found for found in sample.sockets if found.local_port in declared or counts(found))
+    sockets = {found.cookie: _without_probes(found, sample) for found in kept if found.cookie not in sample.probes}
     served = declared | {found.local_port for found in sockets.values() if found.state == State.LISTEN}
     in_flight = {}
     for found in sockets.values():
         since = _in_flight_since(found, previous, served, now)
         if since is not None:
             in_flight[found.flow] = since
+    others, granted = _unseen(previous, sample, now)
     moved = (
         previous is None
-        or sample.passive_opens != previous.passive_opens
+        or others
         or any(_moved(found, previous.sockets.get(found.cookie)) for found in sockets.values())
     )
     last = now if moved or previous is None else previous.last_activity
-    return Activity(last, in_flight, sockets, sample.passive_opens)
+    return Activity(last, in_flight, sockets, sample.passive_opens, sample.probe_opens, granted, now)
+
+
+def _unseen(previous: Activity | None, sample: Sample, now: float) -> tuple[bool, float]:
+    """Whether somebody else than the kubelet connected; how many connections may be probes from now on."""
+    spare = len(sample.probe_periods) + 1.0 if sample.probe_periods else 0.0
+    if previous is None:
+        return False, spare
+    granted = previous.granted + (now - previous.at) * sum(1 / period for period in sample.probe_periods)
+    if sample.passive_opens < previous.passive_opens:
+        return True, spare  # another namespace: the pod is a new one
+    seen = max(0, sample.probe_opens - previous.probe_opens)
+    unseen = max(0, sample.passive_opens - previous.passive_opens - seen)
+    granted = max(0.0, granted - seen)
+    if unseen <= granted:
+        return False, min(spare, granted - unseen)
+    return True, min(spare, granted)
+
+
+def _without_probes(found: Socket, sample: Sample) -> Socket:
+    """A listener's queue without the kubelet's connections in it: those have no inode yet."""
+    if found.state != State.LISTEN or not found.unread or not sample.probes:
+        return found
+    port = found.local_port
+    waiting = sum(not s.inode and s.local_port == port and s.cookie in sample.probes for s in sample.sockets)
+    return replace(found, unread=max(0, found.unread - waiting))
 
 
 def _moved(found: Socket, before: Socket | None) -> bool:

@@ -29,6 +29,7 @@ COPY_BYTES = 256  # the longest IPv4 header + TCP header is 120 bytes; IPv6 gets
 RECEIVE_BYTES = 16 << 20  # a waiting message costs about 1 KiB: room for a full queue
 ACCEPT = 1
 DROP = 0
+_REPEAT = 4
 
 _SUBSYSTEM = 3 << 8  # NFNL_SUBSYS_QUEUE
 _PACKET, _VERDICT, _CONFIG, _VERDICT_BATCH = (_SUBSYSTEM | kind for kind in range(4))
@@ -42,7 +43,9 @@ _PACKET_HDR, _VERDICT_HDR, _IFINDEX_INDEV, _IFINDEX_OUTDEV, _PAYLOAD, _CAP_LEN =
 _HOOK_OFFSET, _LOCAL_OUT = 6, 3  # in nfqnl_msg_packet_hdr: which hook stopped the packet
 _U32 = struct.Struct("!I")
 _VERDICT_MESSAGE = struct.Struct("=IHHIIBB2sHH4s4s")
-_VERDICTS = {ACCEPT: _U32.pack(ACCEPT), DROP: _U32.pack(DROP)}
+_MARKED_VERDICT_MESSAGE = struct.Struct("=IHHIIBB2sHH4s4sHH4s")
+_MARK = 3
+_VERDICTS = {verdict: _U32.pack(verdict) for verdict in (ACCEPT, DROP, _REPEAT)}
 
 
 class QueueTakenError(RefusedError):
@@ -115,6 +118,12 @@ class Queue:
     def verdict(self, packet_id: int, verdict: int) -> None:
         """Let one packet go on (ACCEPT) or end it (DROP). A packet that the kernel has already given up is no error."""
         self._send_verdict(_VERDICT, packet_id, verdict)
+
+    def repeat(self, packet_id: int, mark: int) -> None:
+        """Send one packet through the rules again, with this mark on it. A packet that has gone is no error."""
+        header = (40, _VERDICT, netlink.NLM_F_REQUEST, 0, 0, 0, 0, self._number_be, 12, _VERDICT_HDR)
+        verdict = (_VERDICTS[_REPEAT], _U32.pack(packet_id), 8, _MARK, _U32.pack(mark))
+        self._sock.send(_MARKED_VERDICT_MESSAGE.pack(*header, *verdict))
 
     def verdict_up_to(self, packet_id: int, verdict: int) -> None:
         """The same verdict for every waiting packet with this id or an older one, in the order they came."""

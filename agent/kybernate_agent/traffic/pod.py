@@ -19,6 +19,8 @@ HOLDING also silences the sockets that are there when it begins. CRIU copies a s
 the kernel's timers go on, and a probe of a small window carries data. A peer that got it would acknowledge what the
 restored socket has not sent, which TCP ignores for good: the connection would stand still. Sockets that come later are
 restored ones, and speak.
+
+Probes of the kubelet are answered in both modes and wake nobody: see probing.
 """
 
 from __future__ import annotations
@@ -31,12 +33,16 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from kybernate_agent.probes import NOTHING, Declared
+
 from . import nfqueue, packets
 from .activity import Sample
 from .held import Held, HeldSegment
+from .kubelet import Kubelet
 from .netlink import in_netns
 from .packets import Flow, Kind, Segment
-from .rules import MARK, QUEUE_NUMBER, Rules, RulesDeadlineError, RulesError
+from .probing import Fate, Probing
+from .rules import MARK, PROBE_MARK, QUEUE_NUMBER, Rules, RulesDeadlineError, RulesError
 from .sockdiag import SockDiag, State
 
 _ANSWER_INTERVAL_SECONDS = 0.9  # TCP_KEEPINTVL is at least 1 s; a quicker repetition is a peer that disagrees with us
@@ -81,11 +87,20 @@ class PodTraffic:
     """Watches and holds TCP of the pod whose network namespace is at path `netns`, for `ports` and those given later.
 
     `on_wake(reason)` is called from the event loop, once after each `watch`, `hold` or `reset`, when the first SYN or
-    payload comes; never for FIN, RST or bare ACKs. It must not block.
+    payload comes; never for FIN, RST or bare ACKs, nor for what `kubelet` owns on the ports of `probes`. It must not
+    block. Without a kubelet all connections are alike.
     """
 
-    def __init__(self, netns: str, ports: Sequence[int], on_wake: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        netns: str,
+        ports: Sequence[int],
+        on_wake: Callable[[str], None],
+        probes: Declared = NOTHING,
+        kubelet: Kubelet | None = None,
+    ) -> None:
         self._netns = netns
+        self._probing = Probing(probes if kubelet else NOTHING, kubelet or Kubelet())
         self._ports = frozenset(ports)
         self._on_wake = on_wake
         self._mode = Mode.OPEN
@@ -94,6 +109,7 @@ class PodTraffic:
         self._made: _Sockets | None = None
         self._rules: Rules | None = None
         self._ruled: frozenset[int] | None = None
+        self._sleepers = self._ports  # ports, as the last watch or hold wanted them
         self._rules_leaving = False  # whether the rules stop what leaves, too
         self._bound = False
         self._windows: dict[Flow, int] = {}
@@ -120,6 +136,9 @@ class PodTraffic:
     async def close(self) -> None:
         """Give the sockets back; rules stay as they are. Idempotent. What was held is dropped: TCP sends it again."""
         async with self._changing:
+            await self._probing.close()
+            if self._bound:
+                self._receive()  # the resets of what was being answered
             self._unlisten()
             self._mode = Mode.OPEN
             if self._made is not None:
@@ -136,16 +155,22 @@ class PodTraffic:
     def sample(self) -> Sample:
         """The pod's TCP sockets and passive opens now. Takes about 10 us a socket. Raises NetlinkError."""
         made = self._sockets()
-        return Sample(tuple(made.diag.dump()), _passive_opens(os.pread(made.snmp, 16384, 0)))
+        return self._probing.sample(made.diag.dump(), _passive_opens(os.pread(made.snmp, 16384, 0)))
 
     def has_unread(self) -> bool:
         """Whether data waits for the app, or a connection that it has not accepted, or a handshake is under way."""
         ports = self._ports if self._ruled is None else self._ruled
         for found in self._sockets().diag.dump():
             pending = found.state in (State.SYN_RECV, State.NEW_SYN_RECV)
-            if found.local_port in ports and (found.unread or pending):
+            if found.local_port in ports and (found.unread or pending) and not self._probing.is_answered(found.flow):
                 return True
         return False
+
+    async def let_probes_end(self) -> None:
+        """After `watch` and before a freeze: wait until no probe reaches the app, at most as long as the kubelet waits
+        for one (new ones are answered by us). Raises NetlinkError.
+        """
+        await self._probing.let_end(self._sockets().diag)
 
     async def watch(self, extra_local_ports: Iterable[int] = ()) -> None:
         """See every packet and let it pass; the next request wakes. What was held passes first.
@@ -179,6 +204,7 @@ class PodTraffic:
                 await asyncio.sleep(0)
                 self._receive()
             self._unlisten()
+            await self._probing.deafen(self._sockets().diag)
 
     async def reset(self) -> int:
         """Refuse each held request with a RST, go on holding; the next request wakes again. Returns their number."""
@@ -200,6 +226,7 @@ class PodTraffic:
     def statistics(self) -> dict[str, int]:
         """Counts since this object was made, and `waiting`: how many packets are held now."""
         overruns = self._made.queue.overruns if self._made else 0
+        self._counts["probes"] = self._probing.count
         return {**self._counts, "refused": self._held.refused, "waiting": len(self._held), "overruns": overruns}
 
     async def _enter(self, mode: Mode, extra_local_ports: Iterable[int]) -> None:
@@ -211,10 +238,11 @@ class PodTraffic:
                 self._silenced = frozenset(found.cookie for found in sockets)
                 if before is not Mode.HOLDING:
                     self._windows = {found.flow: found.window for found in sockets}
-            self._armed = True
+            self._armed, self._sleepers = True, wanted
             if before is not Mode.HOLDING:
                 self._mode = mode
             try:
+                await self._probing.listen(self._netns, self._sockets().families, wanted)
                 self._listen()
                 await self._rule(wanted, mode is Mode.HOLDING)
             except BaseException:
@@ -227,7 +255,8 @@ class PodTraffic:
         """Rules for what leaves may stay where they are not needed: it is let through."""
         known, self._ruled = self._ruled, None  # unknown until the change is done
         if ports != known:
-            await self._rules_of_pod().install(ports, leaving=leaving)
+            probed, answerers = self._probing.ports, self._probing.listening
+            await self._rules_of_pod().install(ports, leaving=leaving, probed=probed, answerers=answerers)
             self._rules_leaving = leaving
         elif leaving and not self._rules_leaving:
             await self._rules_of_pod().add_leaving(ports)
@@ -243,6 +272,7 @@ class PodTraffic:
                 with contextlib.suppress(RulesError, RulesDeadlineError):  # the first error is the one to tell
                     await self._rules_of_pod().remove()
             self._unlisten()
+            await self._probing.deafen(self._sockets().diag)
 
     def _listen(self) -> None:
         if not self._bound:
@@ -279,6 +309,8 @@ class PodTraffic:
         reason: Segment | None = None
         for packet in found:
             segment = packets.parse(packet.data, packet.length)
+            if segment is not None and self._is_of_kubelet(packet, segment):
+                continue
             wakes = segment is not None and segment.kind is Kind.WAKES and not packet.leaves
             if self._mode is not Mode.HOLDING:
                 queue.verdict(packet.id, nfqueue.ACCEPT)
@@ -291,6 +323,18 @@ class PodTraffic:
         if reason is not None and self._armed:
             self._armed = False
             self._on_wake(reason.reason)
+
+    def _is_of_kubelet(self, packet: nfqueue.Packet, segment: Segment) -> bool:
+        """Whether it was no matter of the sleeper, and has got its verdict."""
+        if self._mode is Mode.OPEN or not self._probing.ports:
+            return False
+        queue, holding = self._sockets().queue, self._mode is Mode.HOLDING
+        fate = self._probing.judge(segment, leaves=packet.leaves, holding=holding, own_ports=self._sleepers)
+        if fate is Fate.ANSWER:
+            queue.repeat(packet.id, PROBE_MARK)
+        elif fate is not None:
+            queue.verdict(packet.id, nfqueue.ACCEPT if fate is Fate.ACCEPT else nfqueue.DROP)
+        return fate is not None
 
     def _hold(self, packet: nfqueue.Packet, segment: Segment | None) -> None:
         queue = self._sockets().queue

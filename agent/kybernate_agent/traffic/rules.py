@@ -3,8 +3,13 @@
     -A PREROUTING -j KYBERNATE                      every interface, lo too
     -A OUTPUT -j KYBERNATE-OUT
     -A KYBERNATE -m mark --mark MARK -j RETURN      what we send ourselves
+    -A KYBERNATE -p tcp -m mark --mark PROBE_MARK -j TPROXY --on-ip 127.0.0.1 --on-port ...
     -A KYBERNATE -p tcp -m multiport --dports ... -j NFQUEUE --queue-num 27508
     -A KYBERNATE-OUT                                the same with --sports, from the first hold on
+
+The second rule is there where somebody answers probes: a SYN that the listener of the queue has marked comes through
+the chain again and is given to another socket than the one at its port. The handshake and all that follows find the
+connection by its addresses, so nothing is translated and nothing is tracked.
 
 Each change is one transaction of iptables-restore, so the kernel sees the old rules or the new ones and nothing
 between. There is one pair per network namespace, hence one constant queue number. NFQUEUE stands without bypass: see
@@ -21,8 +26,9 @@ import asyncio
 import ctypes
 import os
 import threading
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from kybernate.errors import DeadlineError, ExternalError, KybernateError
 
@@ -32,12 +38,15 @@ CHAIN = "KYBERNATE"
 OUT_CHAIN = "KYBERNATE-OUT"
 QUEUE_NUMBER = 0x6B74
 MARK = 0x6B796265
+PROBE_MARK = 0x6B796270
 DEADLINE_SECONDS = 10.0
 _LOCK_WAIT_SECONDS = 5  # legacy iptables shares one lock with the whole machine
 _MULTIPORT = 15
 _HOOKS = {"PREROUTING": CHAIN, "OUTPUT": OUT_CHAIN}
 _PROGRAMS = {4: "iptables", 6: "ip6tables"}
+_LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 _CLONE_NEWNET = 0x40000000
+_NOBODY: Mapping[int, int] = MappingProxyType({})
 
 
 class RulesError(ExternalError):
@@ -68,17 +77,26 @@ class Rules:
         """Whether the pod has our rules, in any family. Raises RulesError, RulesDeadlineError."""
         return any(sum(jumps.values()) for jumps in (await self._read()).values())
 
-    async def install(self, ports: Iterable[int], *, leaving: bool = False) -> None:
-        """Make the rules queue TCP segments to `ports`, and where `leaving` those from them; replaces earlier ones in
-        one step. Idempotent.
+    async def install(
+        self,
+        ports: Iterable[int],
+        *,
+        leaving: bool = False,
+        probed: Iterable[int] = (),
+        answerers: Mapping[int, int] = _NOBODY,
+    ) -> None:
+        """Make the rules queue TCP segments to `ports` and `probed`, and where `leaving` those from `ports`; replaces
+        earlier ones in one step. Idempotent. `answerers`: by IP version, the loopback port of the socket that marked
+        SYNs are given to.
 
         Raises RulesError, RulesDeadlineError; then a family may have the new rules and the other still the old ones.
         """
-        wanted = sorted(set(ports))
+        coming, going = sorted({*ports, *probed}), sorted(set(ports)) if leaving else []
         jumps = await self._read()
 
         async def apply(family: int) -> None:
-            await self._restore(family, _install_text(wanted, leaving, jumps[family]))
+            text = _install_text(coming, going, _answer_rules(family, answerers), jumps[family])
+            await self._restore(family, text)
             jumps[family] = {hook: max(1, count) for hook, count in jumps[family].items()}
 
         await _all(apply(family) for family in self._families)
@@ -125,16 +143,25 @@ def _jumps(lines: list[str]) -> dict[str, int]:
     return {hook: lines.count(f"-A {hook} -j {chain}") for hook, chain in _HOOKS.items()}
 
 
-def _install_text(ports: list[int], leaving: bool, jumps: dict[str, int]) -> str:
+def _install_text(coming: list[int], going: list[int], answer: list[str], jumps: dict[str, int]) -> str:
     # Naming a chain empties it (iptables-restore, also with --noflush), so this replaces whatever it held.
-    lines = ["*mangle", *_chain(CHAIN, "--dports", ports), *_chain(OUT_CHAIN, "--sports", ports if leaving else [])]
+    lines = ["*mangle", *_chain(CHAIN, answer, "--dports", coming), *_chain(OUT_CHAIN, [], "--sports", going)]
     lines += [f"-I {hook} 1 -j {chain}" for hook, chain in _HOOKS.items() if not jumps[hook]]
     return "\n".join([*lines, "COMMIT", ""])
 
 
-def _chain(name: str, which: str, ports: list[int]) -> list[str]:
+def _chain(name: str, first: list[str], which: str, ports: list[int]) -> list[str]:
     ours = f"-A {name} -m mark --mark {MARK:#x} -j RETURN"
-    return [f":{name} - [0:0]", ours, *_queue_rules(name, which, ports)]
+    return [f":{name} - [0:0]", ours, *first, *_queue_rules(name, which, ports)]
+
+
+def _answer_rules(family: int, answerers: Mapping[int, int]) -> list[str]:
+    if family not in answerers:
+        return []
+    marked = f"-A {CHAIN} -p tcp -m mark --mark {PROBE_MARK:#x} -j TPROXY"
+    # The mark has done its work: nobody's routing rules shall see it.
+    target = f"--on-ip {_LOOPBACK[family]} --on-port {answerers[family]} --tproxy-mark 0x0/0xffffffff"
+    return [f"{marked} {target}"]
 
 
 def _queue_rules(name: str, which: str, ports: list[int]) -> list[str]:
@@ -183,7 +210,7 @@ async def probe() -> Probe:
         return Probe(False, f"queue: {error}")
     try:
         queue.bind()
-        await Rules(f"/proc/{os.getpid()}/fd/{namespace}").install([80])
+        await Rules(f"/proc/{os.getpid()}/fd/{namespace}").install([80], answerers={4: 1})
     except (OSError, KybernateError) as error:
         return Probe(False, str(error))
     finally:
