@@ -35,14 +35,17 @@ HEADER = "# Made by `python -m kybernate.api.crd` from the types in kybernate/ap
 
 Schema = dict[str, Any]
 
-_PART = r"([0-9]+(\.[0-9]*)?|\.[0-9]+)(h|ms|us|µs|ns|m|s)"
+_PART = "([0-9]+([.][0-9]*)?|[.][0-9]+)(h|ms|us|µs|ns|m|s)"
 _LONGEST = f"{LONGEST_DURATION_SECONDS / 3600:.0f}h"
 DURATION: Schema = {
     "type": "string",
-    "pattern": f"^(0|({_PART})+)$",
     "maxLength": 32,
+    # A rule and no pattern: it says what is expected, not a regular expression.
     "x-kubernetes-validations": [
-        {"rule": f"duration(self) <= duration('{_LONGEST}')", "message": "expected a duration of at most 100 years"}
+        {
+            "rule": f"self.matches('^(0|({_PART})+)$') && duration(self) <= duration('{_LONGEST}')",
+            "message": "expected a duration such as 60s, 10m or 1h30m, of at most 100 years",
+        }
     ],
 }
 _STANDARD: Schema = {

@@ -121,7 +121,7 @@ class GpuWorkload(Fields, frozen=True, kw_only=True):
         return tuple(dict.fromkeys(port.container_port for port in self.container.ports))
 
 
-class WorkloadIdle(Idle, frozen=True, kw_only=True, forbid_unknown_fields=False):
+class WorkloadIdle(Idle, frozen=True, kw_only=True, forbid_unknown_fields=False, omit_defaults=True):
     """When an instance goes to sleep. A step whose time is absent is never taken."""
 
     rules: ClassVar = (
@@ -155,7 +155,7 @@ class WorkloadIdle(Idle, frozen=True, kw_only=True, forbid_unknown_fields=False)
     ] = True
 
 
-class WorkloadWake(Wake, frozen=True, kw_only=True, forbid_unknown_fields=False):
+class WorkloadWake(Wake, frozen=True, kw_only=True, forbid_unknown_fields=False, omit_defaults=True):
     """How a sleeping instance comes back."""
 
     rules: ClassVar = (
@@ -163,7 +163,7 @@ class WorkloadWake(Wake, frozen=True, kw_only=True, forbid_unknown_fields=False)
     )
 
 
-class Rollout(Fields, frozen=True, kw_only=True, forbid_unknown_fields=False):
+class Rollout(Fields, frozen=True, kw_only=True, forbid_unknown_fields=False, omit_defaults=True):
     """How instances take a changed template."""
 
     max_unavailable: Annotated[int, says("At most so many instances are replaced at a time.", ge=1)] = 1
@@ -185,7 +185,7 @@ def _sleeper(what: str) -> str:
     return f"self.template.spec.containers.exists(c, (!has(self.containers) || c.name in self.containers) && {what})"
 
 
-class WorkloadSpec(GpuWorkloadSpec, frozen=True, kw_only=True, forbid_unknown_fields=False):
+class WorkloadSpec(GpuWorkloadSpec, frozen=True, kw_only=True, forbid_unknown_fields=False, omit_defaults=True):
     """What is wanted of the workload: how many instances of which pod, and when they sleep and wake."""
 
     rules: ClassVar = (

@@ -89,7 +89,11 @@ def encode(value: Any) -> bytes:
 
 def builtins(value: Any) -> Any:
     """Dicts, lists and scalars of an object, as `encode` would write them."""
-    return msgspec.to_builtins(value, enc_hook=str)
+    return msgspec.to_builtins(value, enc_hook=_write)
+
+
+def _write(value: Any) -> Any:
+    return msgspec.json.decode(value) if isinstance(value, msgspec.Raw) else str(value)
 
 
 def _read(kind: type, value: Any) -> Any:

@@ -51,6 +51,16 @@ def test_the_template_is_kept_as_it_came_without_the_rest_of_the_answer() -> Non
     assert sys.getrefcount(raw) == before
 
 
+def test_what_was_read_is_written_as_it_was() -> None:
+    found = workload(state="Parked", idle={"suspendAfter": "90s"})
+    written = msgspec.json.decode(objects.encode(found))
+    assert written == objects.builtins(found)
+    assert (written["spec"]["template"], written["spec"]["state"]) == (SPEC["template"], "Parked")
+    assert written["spec"]["idle"]["suspendAfter"] == "1m30s"
+    assert objects.decode(objects.encode(found), GpuWorkloadObject).spec.idle == found.spec.idle
+    assert not {"containers", "traffic", "replicas"} & written["spec"].keys()
+
+
 @pytest.mark.parametrize(
     ("strict", "cluster"), [(GpuWorkloadSpec, WorkloadSpec), (Idle, WorkloadIdle), (Wake, WorkloadWake)]
 )
