@@ -20,13 +20,16 @@ from kybernate import criu
 from kybernate.criu import kdat
 from kybernate.errors import DeadlineError, ExternalError, KybernateError, RefusedError
 from kybernate.store import FolderStore, load_key
+from kybernate_agent.cluster.starter import KubeletStarter
 from kybernate_agent.config import AgentConfig, load_config, prepare_folders
 from kybernate_agent.journal import Journal
 from kybernate_agent.node import Node
 from kybernate_agent.server import Api, ApiServer, News
 from kybernate_agent.services import Services
 from kybernate_agent.standalone.folder import Folder
-from kybernate_agent.standalone.pods import Pods
+from kybernate_agent.standalone.starter import CriStarter
+from kybernate_agent.standalone.wishes import Wishes
+from kybernate_agent.starter import Starter
 from kybernate_agent.workloads import Workloads
 
 log = logging.getLogger("kybernate_agent")
@@ -46,28 +49,42 @@ async def serve(config: AgentConfig) -> None:
 async def _serve(config: AgentConfig) -> None:
     await asyncio.to_thread(_keep_criu_quick)
     facts = await asyncio.to_thread(criu.preflight)
-    news = News()
-    log.info("asks containerd at %s", config.containerd_socket)
-    pods = await Pods.connect(config)
     journal = Journal(config.state / "journal.db")
+    news = News()
+    starter: Starter = KubeletStarter(config) if config.cluster else await CriStarter.connect(config)
     services = Services(
         config=config,
         journal=journal,
         store=FolderStore(config.state / "store", load_key(config.state / "node.key"), config.store_reserve_bytes),
-        pods=pods,
+        starter=starter,
         changed=news.changed,
         criu_version=".".join(map(str, facts.criu or ())),
         runc_version=".".join(map(str, facts.runc or ())),
         sys_resource=facts.sys_resource,
         park_refusal=" ".join(f"{f.message} {f.remedy}" for f in facts.findings if f.fatal),
     )
-    node = Node(services)
-    folder = Folder(config.workloads)
-    workloads = Workloads(folder, node)
-    api = ApiServer(config.run, Api(node, workloads, news))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        if config.cluster:
+            from kybernate_agent.cluster.serve import serve_cluster  # only here, for the size of it
+
+            await serve_cluster(services, config.cluster, news, stop)
+        else:
+            await serve_folder(services, news, stop)
+    finally:
+        await starter.close()
+        journal.close()
+
+
+async def serve_folder(services: Services, news: News, stop: asyncio.Event) -> None:
+    """Standalone: workloads come from a folder, and the agent starts their pods itself."""
+    config, node = services.config, Node(services)
+    wishes = Wishes(node)
+    node.source = wishes
+    workloads = Workloads(Folder(config.workloads), node, wishes)
+    api = ApiServer(config.run, Api(node, workloads, news))
     await node.open()
     watching = asyncio.create_task(workloads.run())
     try:
@@ -82,8 +99,6 @@ async def _serve(config: AgentConfig) -> None:
         await asyncio.gather(watching, return_exceptions=True)
         await api.close()
         await node.close()
-        await pods.close()
-        journal.close()
 
 
 @contextlib.contextmanager

@@ -15,20 +15,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kybernate.api import GpuWorkload
 from kybernate.errors import KybernateError, RefusedError, StateLostError
 from kybernate_agent import processes, sleep, verbs
 from kybernate_agent.decide import Decision, decide
-from kybernate_agent.instance import Condition, Phase, Policy, Record, Verb, View
+from kybernate_agent.instance import Condition, Leaving, Phase, Pod, Policy, Record, Verb, Wanted
 from kybernate_agent.journal import JournalError
 from kybernate_agent.keepers import Keeper, KeeperGoneError, KeeperState, Watch
+from kybernate_agent.look import look
 from kybernate_agent.orders import Callers, Orders
-from kybernate_agent.policy import policy_of
 from kybernate_agent.services import Services
 from kybernate_agent.stage import AbortedError, Stage
-from kybernate_agent.traffic.activity import Activity, fold
-from kybernate_agent.traffic.pod import PodTraffic
-from kybernate_agent.traffic.sockdiag import State, own_ports
+from kybernate_agent.traffic.activity import Activity
+from kybernate_agent.traffic.pod import Mode, PodTraffic
+from kybernate_agent.traffic.sockdiag import own_ports
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +38,7 @@ TOLD = {
     Verb.PARK: "Parked",
     Verb.RESUME: "Resumed",
     Verb.RESCUE: "Rescued",
+    Verb.ADOPT: "Adopted",
 }
 SETTLED_BY = {Verb.SUSPEND: (Phase.SUSPENDED, Phase.PARKED), Verb.PARK: (Phase.PARKED,), Verb.RESUME: (Phase.RUNNING,)}
 
@@ -46,11 +46,10 @@ SETTLED_BY = {Verb.SUSPEND: (Phase.SUSPENDED, Phase.PARKED), Verb.PARK: (Phase.P
 class Actor:
     """See the module. Its public methods are called from the event loop only."""
 
-    def __init__(self, services: Services, record: Record, workload: GpuWorkload) -> None:
+    def __init__(self, services: Services, record: Record, wanted: Wanted) -> None:
         self.services = services
         self.record = record
-        self.workload = workload
-        self.policy: Policy = policy_of(workload)
+        self.wanted = wanted
         self.decision = Decision()
         self.busy: Verb | None = None
         self.wake_wanted = ""  # the reason
@@ -60,13 +59,16 @@ class Actor:
         self.last_keeper: KeeperState | None = None
         self.prove_at = 0.0
         self.deleting = False
+        self.offer: Pod | None = None  # a container that the kubelet made and that is to be taken over
+        self.may_begin_anew = False  # its state is lost, and that is accepted
+        self.down_since = 0.0
         self._keeper: Keeper | None = None
         self._watch: Watch | None = None
         self._traffic: PodTraffic | None = None
-        self._activity: Activity | None = None
-        self._orders = Orders(record.id)
+        self.activity: Activity | None = None
+        self.orders = Orders(record.id)
         self._callers = Callers()
-        self._not_before: dict[Verb, float] = {}
+        self.not_before: dict[Verb, float] = {}
         self._failures: dict[Verb, int] = {}
         self._started_at = 0.0
         self._crashes = 0
@@ -89,8 +91,16 @@ class Actor:
         return self._traffic
 
     @property
+    def policy(self) -> Policy:
+        return self.wanted.policy
+
+    @property
     def has_keeper(self) -> bool:
         return self._keeper is not None
+
+    @property
+    def keeper_watched(self) -> bool:
+        return self._watch is not None
 
     @property
     def has_traffic(self) -> bool:
@@ -113,7 +123,7 @@ class Actor:
 
     async def open_traffic(self) -> None:
         if self._traffic is None:
-            traffic = PodTraffic(self.record.pod.netns, self.workload.ports, self.call)
+            traffic = PodTraffic(self.record.pod.netns, self.wanted.ports, self.call)
             await traffic.open()
             self._traffic = traffic
 
@@ -154,6 +164,8 @@ class Actor:
     def _keeper_ended(self) -> None:
         if self._keeper and (state := self._keeper.last_state()):
             self.last_keeper = state
+        if self.offer and self._keeper and self.offer.container == self._keeper.container:
+            self.offer = None
         self._restart_later()
         self._watch = None
         self._keeper = None
@@ -172,7 +184,7 @@ class Actor:
         told = f"its container ended after {lived:.0f} s with {how or 'an unknown status'}"
         self.record.event("Warning", "ContainerEnded", told, time.time())
         self._crashes = 0 if lived > CRASH_FORGOTTEN_SECONDS else self._crashes + 1
-        if self._crashes > 1:
+        if self._crashes > 1 and not self.services.starter.kubelet:
             for verb in (Verb.START, Verb.RESCUE):
                 self.back_off(verb, min(300.0, 10.0 * 2 ** (self._crashes - 2)))
 
@@ -219,7 +231,7 @@ class Actor:
         return before
 
     def back_off(self, verb: Verb, seconds: float) -> None:
-        self._not_before[verb] = time.time() + seconds
+        self.not_before[verb] = time.time() + seconds
 
     # --- what comes from outside ---
 
@@ -238,6 +250,7 @@ class Actor:
             self.record.last_activity = time.time()
             return
         self._refuse_deleted()
+        self._refuse_down()
         if self.record.phase == Phase.LOST:
             raise StateLostError(f"{self.record.id}: its state is lost; see `kybernate describe {self.record.id}`")
         self.call(reason)
@@ -253,30 +266,67 @@ class Actor:
         self._refuse_deleted()
         if self.record.phase not in (Phase.RUNNING, Phase.SUSPENDED, Phase.PARKED):
             raise RefusedError(f"{self.record.id}: cannot {verb.value} while it is {self.record.phase.value}")
-        done = self._orders.give(verb)
-        self._not_before.pop(verb, None)
+        if verb == Verb.RESUME:
+            self._refuse_down()
+        done = self.orders.give(verb)
+        self.not_before.pop(verb, None)
         self.poke()
         if wait:
             await asyncio.shield(done)
+
+    def offered(self, pod: Pod) -> None:
+        """The kubelet has started a container of it."""
+        if self.record.pod.container != pod.container or not self.has_keeper:
+            self.offer = pod
+            self.poke()
+
+    def leave(self, leaving: Leaving) -> None:
+        """containerd told its container to end, and it is to be parked or woken before that."""
+        if self.record.leaving is None:
+            self.record.leaving = leaving
+            for verb in (Verb.SUSPEND, Verb.PARK, Verb.RESUME):
+                self.not_before.pop(verb, None)
+            if self.record.phase == Phase.RUNNING and not leaving.wake:
+                self.record.wakes = "it was awake when its pod went"
+            self._save()
+            self.poke()
+
+    def give_up(self, why: str) -> None:
+        """Once its container has ended no state of it is kept."""
+        self.record.given_up = why
+        self._save()
+        self.poke()
+
+    def begin_anew(self) -> None:
+        """That its state is lost is accepted."""
+        self.may_begin_anew = True
+        self.poke()
+
+    async def _keep_callers_out(self) -> None:
+        """Ordered to stay asleep in memory: calls must not reach its sockets, they are refused."""
+        if self.record.phase == Phase.SUSPENDED and self._traffic is not None:
+            refused = self.policy.down
+            if refused and self._traffic.mode is Mode.WATCHING:
+                await self._traffic.hold(self.record.pod.held_ports)
+            elif not refused and self._traffic.mode is Mode.HOLDING and self.record.leaving is None:
+                await self._traffic.watch(self.record.pod.held_ports)
+
+    def _refuse_down(self) -> None:
+        if self.policy.down:
+            raise RefusedError(f"{self.record.id}: spec.state is {self.policy.state}, so nothing wakes it")
 
     def _refuse_deleted(self) -> None:
         if self.deleting:
             raise RefusedError(f"{self.record.id} is being deleted")
 
-    def moved_since_decision(self) -> bool:
-        """Whether data moved, a connection came or a request is in flight that the last decision did not know of."""
-        before, now = self.record.last_activity, time.time()
-        found = self._sample(now)
-        if found is None:
-            return False
-        return self.record.last_activity > before or any(
-            now < since + self.policy.max_in_flight for since in found.in_flight.values()
-        )
-
-    def reconfigure(self, workload: GpuWorkload, text: str) -> None:
-        """The same template with another policy: nothing has to begin anew."""
-        self.workload, self.policy = workload, policy_of(workload)
+    def reconfigure(self, wanted: Wanted, text: str = "") -> None:
+        """Another policy: nothing has to begin anew."""
+        if wanted.policy.down and not self.policy.down:
+            self.down_since = time.time()
+        self.wanted = wanted
         self.record.text = text
+        if self.record.member:
+            self.record.wanted = wanted
         self.services.journal.save(self.record)
         self.poke()
 
@@ -284,7 +334,7 @@ class Actor:
         """End the instance; returns when it is gone."""
         self.deleting = True
         gone = RefusedError(f"{self.record.id} is being deleted")
-        self._orders.answer(gone)
+        self.orders.answer(gone)
         self._callers.fail(gone)
         self._ending.set()
         self.poke()
@@ -302,53 +352,14 @@ class Actor:
 
     # --- the loop ---
 
-    def view(self, now: float) -> View:
-        record, state = self.record, self.last_keeper
-        activity = self._sample(now)
-        return View(
-            phase=record.phase,
-            since=record.since,
-            policy=self.policy,
-            last_activity=record.last_activity,
-            # The newest: while one of them is younger than maxInFlight, work is going on.
-            in_flight_since=max(activity.in_flight.values(), default=None) if activity else None,
-            wake_wanted=bool(self.wake_wanted),
-            held_since=self._held_since(now),
-            order=self._orders.current,
-            not_before=dict(self._not_before),
-            keeper_alive=self._watch is not None,
-            processes_alive=state is not None and processes.is_alive(state.init_pid, state.init_start),
-            killed=state is not None and state.state == "ended" and state.killed,
-            unproven=record.unproven != 0,
-            prove_at=self.prove_at,
-            deleting=self.deleting,
-            sample_seconds=min(5.0, max(0.1, (self.policy.suspend_after or 5.0) / 10)),
-        )
-
-    def _held_since(self, now: float) -> float | None:
-        since = self._traffic.oldest_held_at() if self._traffic else None
-        return None if since is None else now - (time.monotonic() - since)
-
-    def _sample(self, now: float) -> Activity | None:
-        if self.record.phase != Phase.RUNNING or self._traffic is None or self.deleting:
-            return None
-        if self.policy.suspend_after is None and self._orders.current is None:
-            return None
-        sample = self._traffic.sample()
-        self._activity = fold(self._activity, sample, now, self.workload.ports)
-        listening = {found.local_port for found in sample.sockets if found.state == State.LISTEN}
-        # One that does not listen yet is starting, however silent: it loads its model.
-        starting = not listening.intersection(self.workload.ports)
-        self.record.last_activity = max(self.record.last_activity, now if starting else self._activity.last_activity)
-        return self._activity
-
     async def run(self) -> None:
         """Until the instance has ended. Cancel to leave it as it is, for the next agent."""
         try:
             while self.record.phase != Phase.ENDED:
                 self._poked.clear()
                 now = time.time()
-                self.decision = decide(self.view(now), now)
+                await self._keep_callers_out()
+                self.decision = decide(look(self, now), now)
                 if self.decision.verb is None:
                     await self._wait(self.decision.ask_at)
                     continue
@@ -390,39 +401,40 @@ class Actor:
             self.busy = None
 
     async def _perform(self, verb: Verb, reason: str) -> None:
-        order = given = self._orders.current
+        order = given = self.orders.current
         ordered = order is not None and order.verb in (verb, Verb.PARK)
+        told = ordered or self.policy.down or self.record.leaving is not None
         try:
             try:
                 async with Stage(self.services.journal, self.record, verb, reason) as stage:
-                    await verbs.do(self, verb, stage, ordered)
+                    await verbs.do(self, verb, stage, told)
             finally:
                 self.busy = None
                 if self.record.phase == Phase.RUNNING:
                     self.awake()
         except AbortedError as error:
             if ordered:
-                self._orders.answer(error)
+                self.orders.answer(error)
         except KybernateError as error:
             self._note_failure(verb, error)
-            self._orders.answer(error)
+            self.orders.answer(error)
         except Exception as error:
             # Nobody foresaw it: it must not end the actor, and the log must say where it came from.
             log.exception("%s: %s", self.record.id, verb.value)
             foreseen = KybernateError(f"{self.record.id}: {verb.value}: {type(error).__name__}: {error}")
             self._note_failure(verb, foreseen)
-            self._orders.answer(foreseen)
+            self.orders.answer(foreseen)
         else:
             self._failures.pop(verb, None)
-            self._not_before.pop(verb, None)
-            if (told := TOLD.get(verb)) is not None:
-                self.record.event("Normal", told, f"{reason}; took {stage.seconds:.3f} s", time.time())
+            self.not_before.pop(verb, None)
+            if (name := TOLD.get(verb)) is not None:
+                self.record.event("Normal", name, f"{reason}; took {stage.seconds:.3f} s", time.time())
                 self._save()
-            order = self._orders.current
+            order = self.orders.current
             if order is not None and self.record.phase in SETTLED_BY[order.verb]:
-                self._orders.answer()
+                self.orders.answer()
             elif verb == Verb.RESUME and order is not None and order is given and order.verb != Verb.RESUME:
-                self._orders.answer(RefusedError(f"{self.record.id}: a call came and it was woken"))
+                self.orders.answer(RefusedError(f"{self.record.id}: a call came and it was woken"))
 
     def _note_failure(self, verb: Verb, error: KybernateError) -> None:
         verbs.failed(self, verb, error)

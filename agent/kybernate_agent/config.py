@@ -26,8 +26,25 @@ class CriuConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     assume_sys_resource: bool = False
 
 
+class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The agent of a cluster's node; docs/design/03_agent.md explains each."""
+
+    node_name: str = ""  # empty: $NODE_NAME, else the machine's name
+    kubeconfig: str = ""  # empty: $KUBECONFIG, else the pod's service account
+    # How long a container's creation waits for the word that its pod is an instance; the hook waits for 115 s.
+    create_wait_seconds: float = 100.0
+    # Of the keeper's one second: for the question whether a pod is evicted or deleted.
+    terminate_seconds: float = 0.8
+    # /healthz, /readyz and /metrics; empty: not served.
+    health_address: str = "127.0.0.1:9815"
+
+    @property
+    def node(self) -> str:
+        return self.node_name or os.environ.get("NODE_NAME", "") or os.uname().nodename
+
+
 class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """docs/setup/03_STANDALONE.md explains each; sizes in bytes, times in seconds."""
+    """docs/setup/03_STANDALONE.md explains each; `cluster` is for a node of one. Sizes in bytes, times in seconds."""
 
     version: int = VERSION
     run_dir: str = "/run/kybernate"
@@ -40,6 +57,7 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     # A restored application counts as alive after this long; until then the images it came from are kept.
     prove_seconds: float = 2.0
     criu: CriuConfig = CriuConfig()
+    cluster: ClusterConfig | None = None  # absent: standalone, workloads come from a folder
 
     @property
     def run(self) -> Path:
@@ -73,7 +91,8 @@ def load_config(path: Path | None) -> AgentConfig:
 
 def prepare_folders(config: AgentConfig) -> None:
     """Make the agent's folders, 0700. Raises InvalidError where one is a link or belongs to somebody else."""
-    for folder in (config.run, config.run / "keepers", config.run / "pids", config.state, config.workloads):
+    folders = [config.run, config.run / "keepers", config.run / "pids", config.state]
+    for folder in folders if config.cluster else [*folders, config.workloads]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = os.lstat(folder)
         if folder.is_symlink() or info.st_uid != os.geteuid():

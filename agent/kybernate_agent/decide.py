@@ -3,13 +3,16 @@
 The order of the questions is the priority: an end beats everything, a dead keeper beats sleeping and waking, a call
 that waits beats a person's order to sleep, an order beats the idle policy. A decision without a verb says when to ask
 again; whatever happens in between (a packet, an order, a process that ends) asks again at once.
+
+Where the kubelet starts containers nothing is decided about a start: one that came is adopted, and until one comes the
+instance waits. How it goes when its pod is evicted is `_leaving`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kybernate_agent.instance import Phase, Verb, View
+from kybernate_agent.instance import Leaving, Phase, Verb, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,20 @@ def decide(view: View, now: float) -> Decision:
     """The next step of an instance. Never blocks, never fails; see the module for the order of the questions."""
     if view.deleting:
         return _now_or_later(view, Verb.END, "its workload was deleted", now)
+    if view.offered:
+        return _now_or_later(view, Verb.ADOPT, "its container was started", now)
+    if view.kubelet and view.phase in (Phase.PENDING, Phase.BACKOFF):
+        return Decision()
     if view.phase in (Phase.PENDING, Phase.BACKOFF):
         return _now_or_later(view, Verb.START, "not started yet", now)
+    if view.phase == Phase.LOST and view.anew:
+        return _now_or_later(view, Verb.DISCARD, "its state is lost, and it begins anew", now)
     if view.phase in (Phase.LOST, Phase.ENDED):
         return _now_or_later(view, Verb.RESET, "its state is lost", now) if view.held_since is not None else Decision()
     if not view.keeper_alive:
-        return _without_keeper(view, now)
+        return _gone(view, now) if view.kubelet else _without_keeper(view, now)
+    if view.leaving:
+        return _leaving(view, view.leaving, now)
     if (overdue := _overdue(view, now)) is not None:
         return overdue
     if view.phase in (Phase.SUSPENDED, Phase.PARKED):
@@ -62,16 +73,64 @@ def _without_keeper(view: View, now: float) -> Decision:
     return _now_or_later(view, Verb.START, "its container ended", now)
 
 
+def _gone(view: View, now: float) -> Decision:
+    """The same where the kubelet makes the next container: what lives is made safe, what was a state is kept for it."""
+    if view.processes_alive:
+        return _now_or_later(view, Verb.RESCUE, "its keeper died", now)
+    if view.given_up:
+        return _now_or_later(view, Verb.DISCARD, "its state was given up", now)
+    if view.phase == Phase.PARKED:
+        return _overdue(view, now) or Decision(ask_at=_timeout(view))
+    if view.phase == Phase.RUNNING and view.unproven and not view.killed:
+        return _now_or_later(view, Verb.RESCUE, "it ended right after its restore", now)
+    return _now_or_later(view, Verb.DISCARD, "its container ended", now)
+
+
+def _leaving(view: View, leaving: Leaving, now: float) -> Decision:
+    """containerd told it to end: parked first, or woken first. What comes to nothing is not tried again."""
+    if leaving.wake:
+        if view.phase == Phase.RUNNING or Verb.RESUME in view.not_before:
+            return Decision(Verb.LEAVE, "awake, it is told to end")
+        return Decision(Verb.RESUME, "it is to end gracefully")
+    if view.phase == Phase.PARKED or view.not_before.keys() & {Verb.SUSPEND, Verb.PARK}:
+        return Decision(Verb.LEAVE, "its pod goes")
+    if view.phase == Phase.SUSPENDED:
+        return Decision(Verb.PARK, "its pod goes, its state stays")
+    until = leaving.at + leaving.drain
+    if _in_flight(view, now) and now < until:
+        return Decision(next_verb=Verb.SUSPEND, next_at=until, ask_at=min(until, now + 0.1))
+    return Decision(Verb.SUSPEND, "its pod goes, its state stays")
+
+
+def _in_flight(view: View, now: float) -> bool:
+    return view.in_flight_since is not None and now < view.in_flight_since + view.policy.max_in_flight
+
+
+def _timeout(view: View) -> float | None:
+    """When the oldest call that is held is refused."""
+    return None if view.held_since is None else view.held_since + view.policy.wake_timeout
+
+
 def _overdue(view: View, now: float) -> Decision | None:
+    if view.held_since is not None and (view.policy.down or view.fenced):
+        return _now_or_later(view, Verb.RESET, "calls do not wake it: " + _why_down(view), now)
     if view.held_since is not None and now >= view.held_since + view.policy.wake_timeout:
         return _now_or_later(view, Verb.RESET, f"a call was held for {view.policy.wake_timeout:g} s, wake.timeout", now)
     return None
 
 
+def _why_down(view: View) -> str:
+    return "another pod is the instance" if view.fenced else f"spec.state is {view.policy.state}"
+
+
 def _asleep(view: View, now: float) -> Decision:
-    timeout = None if view.held_since is None else view.held_since + view.policy.wake_timeout
-    if view.wake_wanted or (view.order and view.order.verb == Verb.RESUME):
-        reason = "a call came" if view.wake_wanted else "ordered"
+    timeout = _timeout(view)
+    if view.policy.down or view.fenced:
+        if view.phase == Phase.SUSPENDED and view.policy.state == "Parked":
+            return _now_or_later(view, Verb.PARK, "spec.state is Parked", now)
+        return Decision()
+    if view.wake_wanted or view.policy.up or (view.order and view.order.verb == Verb.RESUME):
+        reason = "a call came" if view.wake_wanted else "ordered" if view.order else "it is to be awake"
         return _ask_by(_now_or_later(view, Verb.RESUME, reason, now), timeout)
     if view.phase == Phase.SUSPENDED:
         if view.order and view.order.verb == Verb.PARK:
@@ -84,6 +143,12 @@ def _asleep(view: View, now: float) -> Decision:
     return Decision(ask_at=timeout)
 
 
+def _ordered_down_since(view: View) -> float | None:
+    if view.order and view.order.verb in (Verb.SUSPEND, Verb.PARK):
+        return view.order.at
+    return max(view.down_since, view.since) if view.policy.down else None
+
+
 def _ask_by(decision: Decision, at: float | None) -> Decision:
     if decision.verb is not None or at is None:
         return decision
@@ -94,18 +159,17 @@ def _ask_by(decision: Decision, at: float | None) -> Decision:
 def _awake(view: View, now: float) -> Decision:
     if view.unproven and now >= max(view.prove_at, view.not_before.get(Verb.PROVE, 0.0)):
         return Decision(Verb.PROVE, "it has lived since its restore")
-    in_flight = view.in_flight_since is not None and now < view.in_flight_since + view.policy.max_in_flight
-    if view.order and view.order.verb in (Verb.SUSPEND, Verb.PARK):
-        drained = not in_flight or now >= view.order.at + view.policy.drain_timeout
-        if drained:
+    in_flight = _in_flight(view, now)
+    if (since := _ordered_down_since(view)) is not None:
+        until = since + view.policy.drain_timeout
+        if not in_flight or now >= until:
             return _now_or_later(view, Verb.SUSPEND, "ordered", now)
-        until = view.order.at + view.policy.drain_timeout
         return Decision(next_verb=Verb.SUSPEND, next_at=until, ask_at=min(until, now + view.sample_seconds))
     ask = now + view.sample_seconds
     prove_at = max(view.prove_at, view.not_before.get(Verb.PROVE, 0.0)) if view.unproven else None
     if prove_at is not None:
         ask = min(ask, prove_at)
-    if view.policy.suspend_after is None:
+    if view.policy.suspend_after is None or view.policy.up:
         return Decision(ask_at=prove_at)
     if in_flight:
         return Decision(ask_at=ask)

@@ -11,6 +11,9 @@ Phases and what leads from one to the next (the verbs in capitals are steps of `
                         RESUME                 v
                           +----------------- Parked
     any --END--> Ended;   Parked --images damaged--> Lost;   Running --its container ended--> Backoff --START--> Running
+
+In a cluster the kubelet starts containers. START is then ADOPT, of a container that came; what a container that ended
+leaves is DISCARDed where it was no state; and LEAVE is how one goes whose pod is evicted, its state kept.
 """
 
 from __future__ import annotations
@@ -40,6 +43,9 @@ class Verb(StrEnum):
     PROVE = "prove"  # the restored application lives: its images may go
     RESET = "reset"  # calls were held longer than wake.timeout
     END = "end"
+    ADOPT = "adopt"  # the kubelet has made a container: take it over
+    DISCARD = "discard"  # what it was is over: images and rules go, the next container begins anew
+    LEAVE = "leave"  # its pod is evicted: its container ends, parked if it could be
 
 
 TIER = {Phase.RUNNING: "-", Phase.SUSPENDED: "RAM", Phase.PARKED: "NVME"}
@@ -56,6 +62,7 @@ class Pod(msgspec.Struct, kw_only=True):
     ip: str = ""
     upper: str = ""
     held_ports: list[int] = []  # what the traffic rule holds while it sleeps: local ports of its sockets
+    moved: bool = False  # it was parked in another network than this one: its connections are gone
 
 
 class Condition(msgspec.Struct, kw_only=True):
@@ -90,6 +97,65 @@ class Event(msgspec.Struct, kw_only=True):
     message: str
 
 
+class Policy(msgspec.Struct, kw_only=True, frozen=True):
+    """What the workload's author asked for, in seconds; None: that step is never taken."""
+
+    suspend_after: float | None = None
+    park_after: float | None = None
+    drain_timeout: float = 30.0
+    max_in_flight: float = 600.0
+    wake_timeout: float = 120.0
+    wake_on_exec: bool = True
+    state: str = "Auto"  # what a person orders for good: Auto, Running, Suspended, Parked
+    keep_awake: bool = False
+    wake_to_end: bool = False  # onTerminate: Wake
+    anew_when_lost: bool = False  # onStateLost: Start
+
+    @property
+    def down(self) -> bool:
+        """Ordered to sleep: calls do not wake it, they are refused at once."""
+        return self.state in ("Suspended", "Parked")
+
+    @property
+    def up(self) -> bool:
+        return self.keep_awake or self.state == "Running"
+
+
+class Wanted(msgspec.Struct, kw_only=True, frozen=True):
+    """What is to be managed, and how: made of a manifest, or of a GpuInstance."""
+
+    container: str  # the name of the container that sleeps
+    namespace: str = "default"
+    image: str = ""
+    ports: tuple[int, ...] = ()  # whose callers wake it; none: all that it listens on
+    policy: Policy = Policy()
+
+
+class Leaving(msgspec.Struct, kw_only=True, frozen=True):
+    """containerd told it to end with `signal`, and it is first to be parked, or (`wake`) woken."""
+
+    signal: int
+    at: float
+    drain: float  # how long requests in flight may hold it back
+    wake: bool = False
+
+
+class Member(msgspec.Struct, kw_only=True):
+    """Which GpuInstance it is, so that the node goes on without the API server."""
+
+    name: str
+    uid: str
+    annotated: bool = False  # of a pod that no GpuWorkload owns
+    pod: str = ""  # the pod's name
+    pod_uid: str = ""  # spec.podUID, the fence: only this pod is the instance
+    generation: int = 0
+    start_anew: int = 0  # spec.startAnew as it was when it last began anew, or first was seen
+    order: str = ""  # the order that was last carried out
+    order_verb: str = ""
+    order_outcome: str = ""
+    order_message: str = ""
+
+
 HISTORY = 20
 EVENTS = 50
 
@@ -113,6 +179,12 @@ class Record(msgspec.Struct, kw_only=True):
     conditions: list[Condition] = []
     history: list[Transition] = []
     events: list[Event] = []
+    # In a cluster only:
+    wanted: Wanted | None = None
+    member: Member | None = None
+    leaving: Leaving | None = None
+    wakes: str = ""  # why it is to be woken once it has a container again
+    given_up: str = ""  # why its state is not to be kept once its container has ended
 
     def enter(self, phase: Phase, now: float) -> None:
         self.phase = phase
@@ -134,18 +206,6 @@ class Record(msgspec.Struct, kw_only=True):
 
     def clear_condition(self, type_: str) -> None:
         self.conditions = [c for c in self.conditions if c.type != type_]
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What the workload's author asked for, in seconds; None: that step is never taken."""
-
-    suspend_after: float | None = None
-    park_after: float | None = None
-    drain_timeout: float = 30.0
-    max_in_flight: float = 600.0
-    wake_timeout: float = 120.0
-    wake_on_exec: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,3 +236,10 @@ class View:
     prove_at: float = 0.0
     deleting: bool = False
     sample_seconds: float = 1.0
+    kubelet: bool = False  # the kubelet starts its containers, and not we
+    offered: bool = False  # the kubelet has started one, and nobody has taken it over
+    leaving: Leaving | None = None
+    given_up: bool = False
+    fenced: bool = False  # another pod is the instance now: this one must not wake
+    anew: bool = False  # its state is lost, and it may begin anew
+    down_since: float = 0.0  # when it was ordered to sleep for good

@@ -142,9 +142,9 @@ class Keeper:
     async def thaw(self) -> None:
         await self._ask("thaw", FREEZE_SECONDS)
 
-    async def kill(self) -> None:
-        """End the container, and with it the keeper."""
-        await self._ask("kill", FREEZE_SECONDS, signal=9)
+    async def kill(self, signal: int = 9) -> None:
+        """As containerd's kill: what runs gets the signal; what sleeps ends by it, and its keeper too."""
+        await self._ask("kill", FREEZE_SECONDS, signal=signal)
 
     async def dump(self, images: Path, work: Path, conf: str, seconds: float) -> dict[str, Any]:
         return await self._ask("dump", seconds, images=str(images), work=str(work), conf=conf, deadline_seconds=seconds)

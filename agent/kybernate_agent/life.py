@@ -31,7 +31,7 @@ START_BACK_OFF_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
 
 async def start(actor: Actor, stage: Stage) -> None:
     """Start the pod, or its container again where the sandbox still stands."""
-    record, pods = actor.record, actor.services.pods
+    record, starter = actor.record, actor.services.starter
     if not record.pod.uid:
         record.pod.uid = str(uuid.uuid4())
     stage.step("pod", uid=record.pod.uid)
@@ -41,11 +41,11 @@ async def start(actor: Actor, stage: Stage) -> None:
         record.event("Warning", "StateLost", "it ended while it was suspended; it begins anew", time.time())
     actor.expects = "start"
     try:
-        if record.pod.sandbox and await pods.sandbox_ready(record.pod.sandbox):
+        if record.pod.sandbox and await starter.stands(record.pod):
             record.pod.attempt += 1
-            pod = await pods.recreate_container(actor.workload, record.pod)
+            pod = await starter.again(record)
         else:
-            pod = await pods.start_pod(actor.workload, record.id, record.pod.uid)
+            pod = await starter.start(record)
     finally:
         actor.expects = ""
     record.pod = pod
@@ -85,19 +85,25 @@ async def rescue(actor: Actor, stage: Stage) -> None:
     record.enter(Phase.PARKED, time.time())
     if was_awake:
         actor.wake_wanted = actor.wake_wanted or "its keeper died while it was awake"
+    if actor.services.starter.kubelet:
+        if not await asyncio.to_thread(_has_images, actor):
+            raise StateLostError(f"{record.id}: its keeper died, and no verified images of epoch {record.epoch} exist")
+        record.wakes = actor.wake_wanted
+        actor.rescued.set()
+        return
     stage.step("recreate", epoch=record.epoch, awake=was_awake)
     if not await asyncio.to_thread(_has_images, actor):
         raise StateLostError(f"{record.id}: its keeper died, and no verified images of epoch {record.epoch} exist")
     actor.expects = "restore"
     actor.rescued.set()
     try:
-        if not await actor.services.pods.sandbox_ready(record.pod.sandbox):
+        if not await actor.services.starter.stands(record.pod):
             raise StateLostError(
                 f"{record.id}: its pod is gone (did the machine start anew?), and restoring into a new pod is not"
                 f" supported yet; its images of epoch {record.epoch} are whole"
             )
         record.pod.attempt += 1
-        record.pod = await actor.services.pods.recreate_container(actor.workload, record.pod)
+        record.pod = await actor.services.starter.again(record)
     finally:
         actor.expects = ""
     await actor.adopt()
@@ -158,10 +164,15 @@ async def prepare_create(actor: Actor, bundle: Path) -> dict[str, str]:
         raise RefusedError(f"{actor.record.id}: no start of it is under way")
     if actor.expects == "start":
         return {"action": "start"}
+    await carry_layer(actor, bundle)
+    return {"action": "restore"}
+
+
+async def carry_layer(actor: Actor, bundle: Path) -> None:
+    """Copy the writable layer of the container before into the one of `bundle`. Raises as `copy_layer`."""
     old, new = actor.record.pod.upper, await asyncio.to_thread(processes.writable_layer_of_bundle, bundle)
     if old and new and old != new:
         await copy_layer(Path(old), Path(new))
-    return {"action": "restore"}
 
 
 async def copy_layer(old: Path, new: Path) -> None:
@@ -195,7 +206,7 @@ async def end(actor: Actor, stage: Stage) -> None:
     if actor.last_keeper is not None:
         await orphan.end(actor.last_keeper, actor.work)
     actor.rescued.set()
-    await services.pods.remove_pod(record.pod)
+    await services.starter.remove(record.pod)
     stage.step("clean")
     if actor.has_traffic:
         await actor.close_traffic()

@@ -8,40 +8,29 @@ dump left by a killed agent is vetoed at once and not at its deadline; then each
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from kybernate.api import GpuWorkload, load
 from kybernate.errors import InvalidError, KybernateError, NotFoundError, RefusedError
-from kybernate_agent import life, processes, sleep, wake
+from kybernate_agent import processes, sleep, wake
 from kybernate_agent.actor import Actor
 from kybernate_agent.hookserver import HookServer
-from kybernate_agent.instance import Condition, Phase, Record, Verb
+from kybernate_agent.instance import Condition, Phase, Pod, Record, Verb, Wanted
 from kybernate_agent.keepers import Keeper, KeeperGoneError, KeeperState, ended
-from kybernate_agent.recover import SETTLED, Evidence, recover
+from kybernate_agent.recover import LOST_IN_MEMORY, SETTLED, Evidence, recover
 from kybernate_agent.services import Services
+from kybernate_agent.source import Source
+from kybernate_agent.traffic.netlink import NetnsGoneError
 
 log = logging.getLogger(__name__)
 
 SETTLE_SECONDS = 0.02
-GIVEN_UP = "its template changed, so it begins anew and what it was is given up"
 EXEC_WAKE_SECONDS = 110.0  # less than the two minutes that the kubelet gives
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """A workload that somebody wants, the manifest it stands in, and what that says."""
-
-    workload: GpuWorkload
-    source: str
-    text: str
-    instead: bool = False  # of one whose template changed
 
 
 class Node:
@@ -51,7 +40,7 @@ class Node:
         self.services = services
         self.actors: dict[str, Actor] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._wishes: dict[str, Wish] = {}  # what is to come when an instance that is ending is gone
+        self.source: Source
         self._endings: set[asyncio.Task[None]] = set()
         self._hooks = HookServer(services.config.run, self._answer)
         self._ready = asyncio.Event()
@@ -76,7 +65,7 @@ class Node:
     def _known(self, record: Record) -> Actor | None:
         """The actor of a journalled instance. One whose manifest this agent cannot read is left as it is, and said."""
         try:
-            return Actor(self.services, record, load(record.text, record.source)[0])
+            return Actor(self.services, record, self.source.wanted(record))
         except InvalidError as error:
             log.error("%s: left alone, its manifest is not understood: %s", record.id, error)
             return None
@@ -90,6 +79,11 @@ class Node:
             message = f"it could not be taken up after the agent's start: {error}"
             actor.say(Condition(type="Degraded", status="True", reason="Recovery", message=message, at=time.time()))
 
+    @property
+    def ready(self) -> bool:
+        """Every instance of the journal is in a true state."""
+        return self._ready.is_set()
+
     async def close(self) -> None:
         """Leave every instance as it is, for the next agent."""
         for task in self._tasks.values():
@@ -98,19 +92,23 @@ class Node:
         await self._hooks.close()
 
     async def _remove_strays(self, known: set[str]) -> None:
-        """Pods of ours that no record names: their start was cut short."""
-        for pod in await self.services.pods.find_pods():
+        """Pods of ours that no record names: their start was cut short. The kubelet sees to its own."""
+        if self.services.starter.kubelet:
+            return
+        for pod in await self.services.starter.find():
             if pod.sandbox not in known:
                 log.info("removing pod %s, whose start was cut short", pod.sandbox)
                 try:
-                    await self.services.pods.remove_pod(pod)
+                    await self.services.starter.remove(pod)
                 except KybernateError as error:
                     log.error("pod %s stays for now: %s", pod.sandbox, error)
 
     async def _recover(self, actor: Actor) -> None:
         record, services = actor.record, self.services
         steps = services.journal.steps(record.id)
-        if steps and steps[-1].verb in (Verb.START, Verb.RESCUE):
+        if services.starter.kubelet:
+            actor.offer = await self._offered(record)
+        elif steps and steps[-1].verb in (Verb.START, Verb.RESCUE):
             await self._take_newest(record)
         keeper = await _settled(services.config.run, record.pod.container)
         last = keeper or (
@@ -130,6 +128,7 @@ class Node:
             keeper=keeper.state if keeper else None,
             processes_alive=last is not None and processes.is_alive(last.init_pid, last.init_start),
             epochs=tuple(m.epoch for m in manifests),
+            kubelet=services.starter.kubelet,
         )
         verdict = recover(found)
         log.info("%s: found %s; goes on as %s. %s", record.id, found, verdict.phase.value, verdict.message)
@@ -139,6 +138,8 @@ class Node:
         for manifest in manifests:
             if manifest.epoch in verdict.retire:
                 await asyncio.to_thread(services.store.retire, manifest)
+        if verdict.message == LOST_IN_MEMORY:
+            record.event("Warning", "StateLost", verdict.message, time.time())
         if verdict.phase == Phase.LOST and found.phase != Phase.LOST:
             actor.say(
                 Condition(type="StateLost", status="True", reason="NoImages", message=verdict.message, at=time.time())
@@ -146,13 +147,23 @@ class Node:
         if keeper:
             await self._take_up(actor, verdict.phase, verdict.wake)
         elif record.pod.netns and verdict.phase in (Phase.RUNNING, Phase.SUSPENDED, Phase.PARKED):
-            await actor.open_traffic()
-            await actor.traffic.hold(record.pod.held_ports)
+            with contextlib.suppress(NetnsGoneError):  # the node has started anew; its pod gets another one
+                await actor.open_traffic()
+                await actor.traffic.hold(record.pod.held_ports)
         services.journal.settle(record)
+
+    async def _offered(self, record: Record) -> Pod | None:
+        """A container that the kubelet had started for the instance, and that nobody has taken over."""
+        for pod in await self.services.starter.find():
+            if pod.uid == record.pod.uid and pod.container != record.pod.container:
+                keeper = await _settled(self.services.config.run, pod.container)
+                if keeper is not None and keeper.started:
+                    return pod
+        return None
 
     async def _take_newest(self, record: Record) -> None:
         """A start or a rescue was cut short. The container that it made counts, if it came as far as being started."""
-        for pod in await self.services.pods.find_pods():
+        for pod in await self.services.starter.find():
             if pod.uid == record.pod.uid and pod.container and pod.container != record.pod.container:
                 keeper = await _settled(self.services.config.run, pod.container)
                 if keeper is not None and keeper.started:
@@ -172,8 +183,8 @@ class Node:
             await actor.traffic.hold(ports)
         else:
             await actor.traffic.release()
-        if wake:
-            actor.call("it was being woken")
+        if wake or (phase == Phase.PARKED and actor.record.wakes):
+            actor.call(actor.record.wakes or "it was being woken")
 
     def _run(self, actor: Actor) -> None:
         self.actors[actor.record.id] = actor
@@ -192,61 +203,32 @@ class Node:
         self.actors.pop(name, None)
         self._tasks.pop(name, None)
         self.services.changed(name)
-        if (wish := self._wishes.pop(name, None)) is not None:
-            self._create_instance(name, wish)
+        self.source.gone(actor.record)
 
     # --- workloads ---
 
     def find(self, name: str) -> Actor:
         """By instance or workload name. Raises NotFoundError."""
-        actor = self.actors.get(name) or self.actors.get(f"{name}-0")
+        actor = self.actors.get(name) or self.actors.get(f"{name}-0") or self._by_member(name)
         if actor is None:
             raise NotFoundError(f"no workload or instance is called {name!r}; `kybernate get` lists them")
         return actor
 
-    def want(self, workload: GpuWorkload, source: str, text: str) -> str:
-        """A workload as its manifest now says: `created`, `configured` or `unchanged`. Never waits."""
-        name = f"{workload.name}-0"
-        wish = Wish(workload, source, text)
-        actor = self.actors.get(name)
-        if actor is None:
-            self._create_instance(name, wish)
-            return "created"
-        if actor.deleting:
-            self._wishes[name] = wish  # when the old one is gone
-            return "created"
-        actor.record.source = source
-        if actor.workload == workload:
-            return "unchanged"
-        if actor.workload.spec.template != workload.spec.template:
-            log.warning("%s: %s", name, GIVEN_UP)
-            self._wishes[name] = Wish(workload, source, text, instead=True)
-            self._end(actor)
-            return f"replaced: {GIVEN_UP}"
-        actor.reconfigure(workload, text)
-        return "configured"
+    def _by_member(self, name: str) -> Actor | None:
+        """In a cluster ids have their namespace before them; the name alone will do where it is one instance's."""
+        found = [a for a in self.actors.values() if a.record.member and a.record.member.name in (name, f"{name}-0")]
+        return found[0] if len(found) == 1 else None
 
-    def _create_instance(self, name: str, wish: Wish) -> None:
-        now = time.time()
-        record = Record(id=name, workload=wish.workload.name, source=wish.source, text=wish.text, since=now)
-        if wish.instead:
-            record.event("Warning", "StateGivenUp", GIVEN_UP, now)
+    def add(self, record: Record, wanted: Wanted) -> Actor:
+        """A new instance."""
         self.services.journal.settle(record)
-        self._run(Actor(self.services, record, wish.workload))
-        self.services.changed(name)
+        actor = Actor(self.services, record, wanted)
+        self._run(actor)
+        self.services.changed(record.id)
+        return actor
 
-    def unwant(self, workload: str) -> asyncio.Future[None]:
-        """The workload is gone: its instance ends. The future is done when it has; at once where there is none."""
-        name = f"{workload}-0"
-        self._wishes.pop(name, None)
-        actor = self.actors.get(name)
-        if actor is not None:
-            return self._end(actor)
-        nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        nothing.set_result(None)
-        return nothing
-
-    def _end(self, actor: Actor) -> asyncio.Future[None]:
+    def end(self, actor: Actor) -> asyncio.Future[None]:
+        """End an instance for good. The future is done when it has."""
         task = asyncio.create_task(actor.delete())
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
@@ -264,9 +246,12 @@ class Node:
             await self._ready.wait()
         match verb:
             case "create":
-                return await self._create(message)
+                return await self.source.create(message)
             case "started":
+                await self.source.started(container)
                 return {}
+            case "terminate":
+                return {"action": await self._terminate(container, int(message.get("signal", 15)))}
             case "exec":
                 return await self._exec(container)
             case "signal":
@@ -285,14 +270,9 @@ class Node:
                 return actor
         raise NotFoundError(f"no instance on this node has container {container!r}")
 
-    async def _create(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        for actor in self.actors.values():
-            mine = actor.record.pod.uid == message.get("pod_uid") and actor.workload.container.name == message.get(
-                "name"
-            )
-            if actor.record.pod.uid and mine:
-                return dict(await life.prepare_create(actor, Path(str(message.get("bundle", "")))))
-        raise RefusedError(f"no workload of this node has a pod with uid {message.get('pod_uid')!r}")
+    async def _terminate(self, container: str, signal: int) -> str:
+        actor = next((a for a in self.actors.values() if container and a.record.pod.container == container), None)
+        return "end" if actor is None else await self.source.terminate(actor, signal)
 
     async def _exec(self, container: str) -> dict[str, Any]:
         actor = self._by_container(container)

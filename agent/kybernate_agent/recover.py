@@ -24,6 +24,7 @@ class Evidence:
     keeper: str | None
     processes_alive: bool
     epochs: tuple[int, ...]
+    kubelet: bool = False  # the kubelet starts its containers
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Verdict:
     message: str = ""
 
 
+LOST_IN_MEMORY = "it slept in memory, and its processes are gone (did the node start anew?)"
 SETTLED = ("created", "running", "frozen", "parked", "awaiting-restore")
 
 
@@ -50,7 +52,7 @@ def recover(found: Evidence) -> Verdict:
         living = _living(found, Phase.SUSPENDED)
         return Verdict(living.phase, living.epoch, living.unproven, living.retire, wake=waking)
     if found.keeper in ("parked", "awaiting-restore"):
-        return _images(found, waking or found.keeper == "awaiting-restore")
+        return _images(found, waking or (found.keeper == "awaiting-restore" and not found.kubelet))
     if found.processes_alive:
         living = _living(found, found.phase)
         message = "its keeper died, its processes live"
@@ -61,6 +63,10 @@ def recover(found: Evidence) -> Verdict:
         return Verdict(Phase.BACKOFF, found.epoch, retire=found.epochs, message="its container ended meanwhile")
     if found.phase in (Phase.LOST, Phase.BACKOFF, Phase.ENDED) and found.verb is None:
         return Verdict(found.phase, found.epoch)
+    if found.kubelet and not found.epochs and found.phase in (Phase.RUNNING, Phase.SUSPENDED):
+        # As a kubelet treats a container that crashed: it begins anew. Whoever slept in memory is said to be lost.
+        message = "its container ended meanwhile" if found.phase == Phase.RUNNING else LOST_IN_MEMORY
+        return Verdict(Phase.PENDING, found.epoch, message=message)
     return _images(found, waking)
 
 

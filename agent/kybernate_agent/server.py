@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -25,7 +25,6 @@ from kybernate_agent.actor import Actor
 from kybernate_agent.instance import TIER, Phase, Verb
 from kybernate_agent.node import Node
 from kybernate_agent.standalone.logs import read_log
-from kybernate_agent.workloads import Workloads
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -62,7 +61,7 @@ def instance_message(actor: Actor) -> pb.Instance:
     message = pb.Instance(
         name=record.id,
         workload=record.workload,
-        namespace=actor.workload.metadata.namespace,
+        namespace=actor.wanted.namespace,
         state=state or IDLE_STATE.get(record.phase, record.phase.value),
         tier=TIER.get(record.phase, "").replace("-", ""),
         since=_time(record.since),
@@ -78,7 +77,7 @@ def instance_message(actor: Actor) -> pb.Instance:
         pid=pid,
         ip=record.pod.ip,
         uid=record.pod.uid,
-        image=actor.workload.container.image,
+        image=actor.wanted.image,
     )
     if record.last_wake_from:
         message.last_wake_seconds = record.last_wake_seconds
@@ -101,8 +100,15 @@ class News:
 
     def __init__(self) -> None:
         self._watchers: set[asyncio.Queue[str]] = set()
+        self._also: list[Callable[[str], None]] = []
+
+    def also(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` at each change from now on."""
+        self._also.append(listener)
 
     def changed(self, name: str) -> None:
+        for listener in self._also:
+            listener(name)
         for queue in self._watchers:
             queue.put_nowait(name)
 
@@ -116,10 +122,18 @@ class News:
             self._watchers.discard(queue)
 
 
+class Applying(Protocol):
+    """Who takes manifests from people."""
+
+    async def apply(self, text: str, file_name: str) -> list[tuple[str, str]]: ...
+
+    async def delete(self, name: str, wait: bool) -> str: ...
+
+
 class Api(agent_pb2_grpc.AgentServicer):
     """One method a call of agent.proto."""
 
-    def __init__(self, node: Node, workloads: Workloads, news: News) -> None:
+    def __init__(self, node: Node, workloads: Applying, news: News) -> None:
         self._node = node
         self._workloads = workloads
         self._news = news
@@ -196,7 +210,7 @@ class Api(agent_pb2_grpc.AgentServicer):
     async def Logs(self, request: pb.LogsRequest, context: Context) -> AsyncIterator[pb.LogChunk]:
         try:
             actor = self._node.find(request.name)
-            folder = self._node.services.pods.log_folder(actor.record.id)
+            folder = self._node.services.starter.log_folder(actor.record)
             tail = request.tail_lines if request.HasField("tail_lines") else None
             async for stream, data in read_log(folder, follow=request.follow, tail_lines=tail):
                 yield pb.LogChunk(data=data, stream=stream)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kybernate.store import Store
 from kybernate_agent.config import AgentConfig
 from kybernate_agent.journal import Journal
-from kybernate_agent.standalone.pods import Pods
+from kybernate_agent.starter import Starter
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Services:
     config: AgentConfig
     journal: Journal
     store: Store
-    pods: Pods
+    starter: Starter
     changed: Callable[[str], None]  # an instance has news
     criu_version: str
     runc_version: str

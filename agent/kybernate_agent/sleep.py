@@ -23,6 +23,7 @@ from kybernate.store import Staging
 from kybernate_agent import processes
 from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.keepers import KeeperError, KeeperState, ended
+from kybernate_agent.look import moved_since_decision
 from kybernate_agent.stage import AbortedError, Stage
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
         frozen = True
         await keeper.freeze()
         # What came before the rule is no event: unread, it lies in a socket; read, its connection has moved.
-        if not ordered and (traffic.has_unread() or actor.moved_since_decision()):
+        if not ordered and (traffic.has_unread() or moved_since_decision(actor)):
             raise AbortedError(f"{record.id}: a call came in")
     except BaseException:
         if frozen:
@@ -155,7 +156,7 @@ def _made(actor: Actor) -> dict[str, Any]:
         "workload": record.workload,
         "container": record.pod.container,
         "pod_uid": record.pod.uid,
-        "image": actor.workload.container.image,
+        "image": actor.wanted.image,
         "ports": record.pod.held_ports,
     }
 

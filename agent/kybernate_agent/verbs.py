@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kybernate.errors import KybernateError, StateLostError
-from kybernate_agent import life, sleep, wake
+from kybernate_agent import handover, life, sleep, wake
 from kybernate_agent.instance import Condition, Verb
 from kybernate_agent.stage import Stage
 
@@ -32,8 +32,17 @@ async def do(actor: Actor, verb: Verb, stage: Stage, ordered: bool) -> None:
             await life.rescue(actor, stage)
         case Verb.RESET:
             await _reset(actor, stage)
+        case Verb.ADOPT:
+            await handover.adopt(actor, stage)
+        case Verb.DISCARD:
+            await handover.discard(actor, stage)
+        case Verb.LEAVE:
+            await handover.leave(actor, stage)
         case Verb.END:
-            await life.end(actor, stage)
+            if actor.services.starter.kubelet:
+                await handover.finish(actor, stage)
+            else:
+                await life.end(actor, stage)
 
 
 async def _reset(actor: Actor, stage: Stage) -> None:
@@ -42,7 +51,8 @@ async def _reset(actor: Actor, stage: Stage) -> None:
     await actor.traffic.reset()
     if not actor.somebody_waits:
         actor.wake_wanted = ""
-    actor.record.event("Warning", "WakeTimeout", f"held calls were reset: {stage.reason}", time.time())
+    if not actor.policy.down:
+        actor.record.event("Warning", "WakeTimeout", f"held calls were reset: {stage.reason}", time.time())
 
 
 def failed(actor: Actor, verb: Verb, error: KybernateError) -> None:

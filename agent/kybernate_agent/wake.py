@@ -57,6 +57,7 @@ async def _awake(actor: Actor, stage: Stage, source: str) -> None:
     record.enter(Phase.RUNNING, time.time())
     record.last_activity = record.since
     record.last_wake_from = source
+    record.wakes = ""
     record.last_wake_seconds = round(stage.seconds, 4)
     actor.awake()
     stage.step("release")

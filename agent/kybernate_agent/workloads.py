@@ -16,6 +16,7 @@ from kybernate.api import GpuWorkload, load
 from kybernate.errors import InvalidError
 from kybernate_agent.node import Node
 from kybernate_agent.standalone.folder import Changed, Folder, FolderEvent, Invalid
+from kybernate_agent.standalone.wishes import Wishes
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +33,10 @@ def documents(text: str) -> list[str]:
 class Workloads:
     """Keeps the node's instances what the folder says."""
 
-    def __init__(self, folder: Folder, node: Node) -> None:
+    def __init__(self, folder: Folder, node: Node, wishes: Wishes) -> None:
         self._folder = folder
         self._node = node
+        self._wishes = wishes
         self._files: dict[Path, list[GpuWorkload]] = {}
         self._refused: dict[Path, Changed] = {}  # files whose workload's name stands in another file
         self._lock = asyncio.Lock()
@@ -60,7 +62,7 @@ class Workloads:
         if event.path.exists():
             return  # it came back before we heard that it had gone; what it says now is an event of its own
         for workload in self._files.pop(event.path, []):
-            self._node.unwant(workload.name)
+            self._wishes.unwant(workload.name)
         for refused in list(self._refused.values()):
             self._take(refused)
 
@@ -77,10 +79,10 @@ class Workloads:
             return
         for workload in self._files.get(event.path, []):
             if workload.name not in names:
-                self._node.unwant(workload.name)
+                self._wishes.unwant(workload.name)
         self._files[event.path] = event.workloads
         for workload, document in zip(event.workloads, documents(event.text), strict=True):
-            self._node.want(workload, str(event.path), document)
+            self._wishes.want(workload, str(event.path), document)
 
     async def _adopt_known(self) -> None:
         """After the first look at the folder: instances whose manifest went while no agent ran are ended.
@@ -93,7 +95,7 @@ class Workloads:
             source = Path(actor.record.source)
             understood = source in self._files or not source.exists()
             if actor.record.workload not in wanted and understood:
-                self._node.unwant(actor.record.workload)
+                self._wishes.unwant(actor.record.workload)
 
     async def apply(self, text: str, file_name: str) -> list[tuple[str, str]]:
         """Write the workloads into the folder, a file each; (name, created | configured | unchanged). All or none."""
@@ -106,7 +108,7 @@ class Workloads:
             for workload, path, document in zip(workloads, paths, documents(text), strict=True):
                 await asyncio.to_thread(_write, path, document)
                 self._files[path] = [workload]
-                outcome.append((workload.name, self._node.want(workload, str(path), document)))
+                outcome.append((workload.name, self._wishes.want(workload, str(path), document)))
         return outcome
 
     def _target(self, name: str) -> Path:
@@ -130,7 +132,7 @@ class Workloads:
             if path is not None:
                 self._files.pop(path, None)
                 await asyncio.to_thread(path.unlink, missing_ok=True)
-            gone = self._node.unwant(workload)
+            gone = self._wishes.unwant(workload)
         if wait:
             await gone
         return workload

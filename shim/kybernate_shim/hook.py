@@ -27,6 +27,8 @@ WAKE_SECONDS = 110.0
 AGENT_SECONDS = 60.0
 CREATE_SECONDS = 115.0  # the agent may have to copy a writable layer; the kubelet gives a create two minutes
 RUNC_SECONDS = 60.0
+TERMINATE_SECONDS = 1.0
+STARTED_SECONDS = 5.0
 
 
 class Failed(Exception):
@@ -123,9 +125,18 @@ def _dispatch(hook: Hook) -> int:
 
 
 def start(hook: Hook) -> int:
+    """The agent hears of it. What runs already runs on without one: the next agent finds it."""
     reply = _insist(hook.keeper("start"), hook)
     if reply["state"] == "awaiting-restore":
         hook.agent("started", AGENT_SECONDS, container=hook.command.container)
+    elif reply["state"] == "running":
+        from kybernate_shim import wire
+
+        request = {"verb": "started", "container": hook.command.container}
+        try:  # noqa: SIM105  (contextlib would cost every hook call)
+            wire.ask(f"{hook.run}/hook.sock", request, STARTED_SECONDS)
+        except (wire.Unreachable, wire.NoAnswer):
+            pass
     return _relay(reply)
 
 
@@ -161,6 +172,8 @@ def kill(hook: Hook) -> int:
     """A keeper that is gone leaves the answer to runc; a sleeper that has to hear the signal is woken first."""
     number = signal_number(hook.command.arguments[1] if len(hook.command.arguments) > 1 else "TERM")
     everyone = hook.command.has("--all", "-a")
+    if not everyone and _agent_ends_it(hook, number):
+        return 0
     for attempt in (1, 2):
         reply = hook.keeper("kill", signal=number, all=everyone)
         if reply is None:
@@ -173,6 +186,23 @@ def kill(hook: Hook) -> int:
             break
         hook.agent("signal", WAKE_SECONDS, container=hook.command.container, signal=number)
     raise Failed(str(reply and reply["message"]))
+
+
+def _agent_ends_it(hook: Hook, number: int) -> bool:
+    """Whether the agent sees to a container that containerd wants to end: it parks it first, for a pod that is evicted,
+    and passes the signal on. Nobody to ask, no answer in a second, no keeper: the signal goes where it was sent."""
+    import _signal
+
+    if number not in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGQUIT) or hook.keeper("state") is None:
+        return False
+    from kybernate_shim import wire
+
+    request = {"verb": "terminate", "container": hook.command.container, "signal": number}
+    try:
+        reply = wire.ask_patiently(f"{hook.run}/hook.sock", request, TERMINATE_SECONDS)
+    except (wire.Unreachable, wire.NoAnswer):
+        return False
+    return reply.get("ok") is True and reply.get("action") == "park"
 
 
 def exec_(hook: Hook) -> int:

@@ -1,0 +1,81 @@
+"""A container is about to be created: what is known of its instance, and what is done where it may come in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kybernate.errors import KybernateError, StateLostError
+from kybernate_agent import life, processes, wake
+from kybernate_agent.actor import Actor
+from kybernate_agent.cluster.admission import Action, Answer, Case, admit
+from kybernate_agent.instance import Phase, Verb
+
+log = logging.getLogger(__name__)
+
+SANDBOX_NAMESPACE = "io.kubernetes.cri.sandbox-namespace"
+SANDBOX_NAME = "io.kubernetes.cri.sandbox-name"
+IMAGE_NAME = "io.kubernetes.cri.image-name"
+
+
+async def ask(actor: Actor | None, message: Mapping[str, Any]) -> Answer:
+    """The answer as things are now; a state that turns out to be lost is said."""
+    if actor is None:
+        return admit(Case(named=False))
+    if actor.busy not in (None, Verb.PROVE, Verb.RESET):
+        return Answer(Action.WAIT, f"{actor.record.id}: {actor.busy} is under way")
+    answer = admit(await _case(actor, str(message.get("pod_uid", ""))))
+    if answer.action == Action.LOSE:
+        wake.lost(actor, StateLostError(f"{actor.record.id}: {answer.why}."))
+        actor.services.journal.save(actor.record)
+        actor.services.changed(actor.record.id)
+    if actor.record.phase == Phase.LOST and actor.policy.anew_when_lost and not actor.may_begin_anew:
+        actor.begin_anew()
+    return Answer(answer.action, f"{actor.record.id}: {answer.why}")
+
+
+async def _case(actor: Actor, pod_uid: str) -> Case:
+    record = actor.record
+    manifests = await asyncio.to_thread(actor.services.store.manifests, record.id)
+    state = actor.last_keeper
+    alive = state is not None and bool(processes.pids_of(state.cgroups)) and not _ended(actor)
+    return Case(
+        named=record.member is not None and record.member.pod_uid == pod_uid,
+        deleting=actor.deleting,
+        phase=record.phase,
+        living=actor.keeper_watched or actor.offer is not None or alive,
+        given_up=bool(record.given_up),
+        images=bool(manifests) and manifests[0].epoch == record.epoch,
+        files=bool(record.pod.upper) and Path(record.pod.upper).is_dir(),
+        same_pod=record.pod.uid in ("", pod_uid),
+        may_begin_anew=actor.may_begin_anew or actor.policy.anew_when_lost,
+    )
+
+
+def _ended(actor: Actor) -> bool:
+    """The cgroup of a container that has ended may be another's by now."""
+    state = actor.last_keeper
+    return state is not None and state.state == "ended"
+
+
+async def open(actor: Actor, message: Mapping[str, Any], action: Action) -> dict[str, Any]:
+    """It may come in. Files go over before a restore. Raises KybernateErrors: then it is refused, and comes again."""
+    record = actor.record
+    if action == Action.RESTORE:
+        try:
+            await life.carry_layer(actor, Path(str(message.get("bundle", ""))))
+        except KybernateError as error:
+            record.event("Warning", "RestoreFailed", str(error), time.time())
+            raise
+    notes = message.get("annotations") or {}
+    actor.reconfigure(msgspec.structs.replace(actor.wanted, image=str(notes.get(IMAGE_NAME, actor.wanted.image))))
+    record.pod.uid = str(message.get("pod_uid", ""))
+    actor.services.journal.save(record)
+    log.info("%s: container %s: %s", record.id, message.get("container"), action.value)
+    return {"action": action.value}

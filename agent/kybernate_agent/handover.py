@@ -1,0 +1,138 @@
+"""Where the kubelet starts the containers: one is taken over, one goes and its state stays, one is over.
+
+A container that the kubelet made is *offered* once containerd has started it. What it is for was decided at the hook's
+`create` and stands in its keeper: it runs (a beginning), or awaits its restore. So an offer needs no memory of ours:
+an agent that was killed in between finds the same in the keeper's folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from kybernate.errors import KybernateError, RefusedError
+from kybernate_agent import orphan
+from kybernate_agent.instance import Phase, Pod
+from kybernate_agent.keepers import KeeperGoneError, ended
+from kybernate_agent.sleep import retire
+from kybernate_agent.stage import Stage
+
+if TYPE_CHECKING:
+    from kybernate_agent.actor import Actor
+
+TERM_SECONDS = 10.0
+"""How long an awake application has to end after SIGTERM when its GpuInstance was deleted and its pod was not."""
+END_SECONDS = 5.0
+
+
+async def adopt(actor: Actor, stage: Stage) -> None:
+    """Take over the offered container: it runs, or waits for the restore of what is parked."""
+    record, offer = actor.record, actor.offer
+    if offer is None:
+        raise RefusedError(f"{record.id}: no container is there to be taken over")
+    before = record.pod
+    moved = before.moved or before.netns != offer.netns
+    stage.step("adopt", container=offer.container)
+    if before.netns != offer.netns:
+        await actor.close_traffic()
+    held = before.held_ports if before.netns == offer.netns else []
+    record.pod = Pod(
+        uid=offer.uid, sandbox=offer.sandbox, container=offer.container, netns=offer.netns, ip=offer.ip,
+        upper=before.upper, held_ports=held, attempt=before.attempt + 1, moved=moved,
+    )  # fmt: skip
+    actor.forget_keeper()
+    try:
+        await actor.adopt()
+    except KeeperGoneError:
+        actor.offer = None  # it has ended already; another one comes
+        raise
+    actor.offer = None
+    record.leaving, record.given_up = None, ""
+    state = actor.last_keeper
+    if state is not None and state.state == "awaiting-restore":
+        await actor.traffic.hold(record.pod.held_ports)
+        record.enter(Phase.PARKED, record.since)
+        if record.wakes:
+            actor.call(record.wakes)
+        return
+    await actor.traffic.release()
+    record.unproven, record.pod.moved, record.wakes = 0, False, ""
+    record.enter(Phase.RUNNING, time.time())
+    record.last_activity = record.since
+    record.clear_condition("StateLost")
+    await retire(actor)
+
+
+async def discard(actor: Actor, stage: Stage) -> None:
+    """What the instance was is over, and no state of it stays. The kubelet's next container begins anew."""
+    record = actor.record
+    stage.step("discard")
+    was = record.phase
+    await actor.end_sleeper()
+    actor.forget_keeper()
+    if actor.last_keeper is not None:
+        await orphan.end(actor.last_keeper, actor.work)
+    actor.rescued.set()
+    await actor.close_traffic()
+    if record.given_up:
+        record.event("Warning", "StateGivenUp", record.given_up, time.time())
+    elif was == Phase.SUSPENDED:
+        record.event("Warning", "StateLost", "it ended while it was suspended; it begins anew", time.time())
+    record.leaving, record.given_up, record.unproven, record.wakes = None, "", 0, ""
+    actor.may_begin_anew = False
+    record.stored_bytes = 0
+    record.clear_condition("NotParkable")
+    record.enter(Phase.PENDING, time.time())
+    await retire(actor)
+
+
+async def leave(actor: Actor, stage: Stage) -> None:
+    """End the container as by the signal that containerd sent; what is parked stays, what could not be parked is told
+    by that signal."""
+    record, leaving = actor.record, actor.record.leaving
+    stage.step("leave")
+    if leaving is not None and actor.has_keeper:
+        if record.phase == Phase.SUSPENDED:
+            with contextlib.suppress(KybernateError):
+                await actor.keeper.thaw()
+            record.enter(Phase.RUNNING, time.time())
+        if record.phase != Phase.PARKED:
+            record.event("Warning", "StateGivenUp", "its pod goes, and it could not be parked", time.time())
+            await actor.traffic.release()
+        with contextlib.suppress(KybernateError):
+            await actor.keeper.kill(leaving.signal)
+    record.leaving = None
+    if record.phase == Phase.PARKED:
+        actor.forget_keeper()
+        await actor.close_traffic()
+
+
+async def finish(actor: Actor, stage: Stage) -> None:
+    """End the instance for good: processes, rules, images. Its pod is the kubelet's."""
+    record, services = actor.record, actor.services
+    stage.step("stop")
+    await actor.end_sleeper()
+    await _end_awake(actor)
+    actor.forget_keeper()
+    if actor.last_keeper is not None:
+        await orphan.end(actor.last_keeper, actor.work)
+    actor.rescued.set()
+    stage.step("clean")
+    await actor.close_traffic()
+    await asyncio.to_thread(services.store.forget, record.id)
+    await asyncio.to_thread(actor.remove_work)
+    record.enter(Phase.ENDED, time.time())
+
+
+async def _end_awake(actor: Actor) -> None:
+    """Most often the kubelet ends its pod at the same time. An application has time to end by itself."""
+    state = actor.last_keeper
+    if state is None or not actor.has_keeper:
+        return
+    for signal, seconds in ((15, TERM_SECONDS), (9, END_SECONDS)):
+        with contextlib.suppress(KybernateError):
+            await actor.keeper.kill(signal)
+        if await ended(state.keeper_pid, state.keeper_start, seconds):
+            return

@@ -1,0 +1,79 @@
+"""One look at an instance: all that its next decision rests on."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from kybernate_agent import processes
+from kybernate_agent.instance import Phase, View
+from kybernate_agent.traffic.activity import Activity, fold
+from kybernate_agent.traffic.sockdiag import State
+
+if TYPE_CHECKING:
+    from kybernate_agent.actor import Actor
+
+
+def look(actor: Actor, now: float) -> View:
+    record, state, policy = actor.record, actor.last_keeper, actor.policy
+    activity = sample(actor, now)
+    member = record.member
+    return View(
+        phase=record.phase,
+        since=record.since,
+        policy=policy,
+        last_activity=record.last_activity,
+        # The newest: while one of them is younger than maxInFlight, work is going on.
+        in_flight_since=max(activity.in_flight.values(), default=None) if activity else None,
+        wake_wanted=bool(actor.wake_wanted),
+        held_since=_held_since(actor, now),
+        order=actor.orders.current,
+        not_before=dict(actor.not_before),
+        keeper_alive=actor.keeper_watched,
+        processes_alive=state is not None and processes.is_alive(state.init_pid, state.init_start),
+        killed=state is not None and state.state == "ended" and state.killed,
+        unproven=record.unproven != 0,
+        prove_at=actor.prove_at,
+        deleting=actor.deleting,
+        sample_seconds=min(5.0, max(0.1, (policy.suspend_after or 5.0) / 10)),
+        kubelet=actor.services.starter.kubelet,
+        offered=actor.offer is not None,
+        leaving=record.leaving,
+        given_up=bool(record.given_up),
+        fenced=bool(member and record.pod.uid and member.pod_uid not in ("", record.pod.uid)),
+        anew=actor.may_begin_anew,
+        down_since=actor.down_since,
+    )
+
+
+def _held_since(actor: Actor, now: float) -> float | None:
+    since = actor.traffic.oldest_held_at() if actor.has_traffic else None
+    return None if since is None else now - (time.monotonic() - since)
+
+
+def sample(actor: Actor, now: float) -> Activity | None:
+    """What moved since the last look; None where nobody asks for it."""
+    record, policy = actor.record, actor.policy
+    if record.phase != Phase.RUNNING or not actor.has_traffic or actor.deleting:
+        return None
+    if policy.suspend_after is None and actor.orders.current is None and not policy.down and record.leaving is None:
+        return None
+    found = actor.traffic.sample()
+    listening = {one.local_port for one in found.sockets if one.state == State.LISTEN}
+    ports = actor.wanted.ports or tuple(listening)
+    activity = actor.activity = fold(actor.activity, found, now, ports)
+    # One that does not listen yet is starting, however silent: it loads its model.
+    starting = not listening.intersection(ports)
+    record.last_activity = max(record.last_activity, now if starting else activity.last_activity)
+    return activity
+
+
+def moved_since_decision(actor: Actor) -> bool:
+    """Whether data moved, a connection came or a request is in flight that the last decision did not know of."""
+    before, now = actor.record.last_activity, time.time()
+    found = sample(actor, now)
+    if found is None:
+        return False
+    return actor.record.last_activity > before or any(
+        now < since + actor.policy.max_in_flight for since in found.in_flight.values()
+    )
