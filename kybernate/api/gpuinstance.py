@@ -79,7 +79,7 @@ class InstanceSpec(Object, kw_only=True):
         ),
     ] = ""
     pod: Annotated[str, says("The pod that is the instance now.")] = ""
-    pod_uid: Annotated[str, says("That pod's uid: the fence.")] = ""
+    pod_uid: Annotated[str, says("That pod's uid: the fence.")] = msgspec.field(name="podUID", default="")
     epoch: Annotated[int, says("Grows with each pod that becomes the instance.", ge=0)] = 0
     state: Annotated[State, says("What a person orders; see GpuWorkload.")] = "Auto"
     policy: InstancePolicy
@@ -143,7 +143,7 @@ class InstanceStatus(Object, kw_only=True):
     since: Annotated[Time, says("Since when it is in this state.")] = ""
     node_name: Annotated[str, says("The node whose agent says so.")] = ""
     pod: Annotated[str, says("The pod that is the instance.")] = ""
-    pod_uid: Annotated[str, says("That pod's uid.")] = ""
+    pod_uid: Annotated[str, says("That pod's uid.")] = msgspec.field(name="podUID", default="")
     epoch: Annotated[int, says("Of the newest committed images.")] = 0
     ram_bytes: Annotated[int, says("Memory of its processes, while they are there.")] = 0
     stored_bytes: Annotated[int, says("Bytes of its images on the node's disk.")] = 0
