@@ -16,9 +16,8 @@ like a request until the caller's `maxInFlight` ends it; that is why each one's 
 
 The kubelet's connections count for nothing. Those that a sample saw are known by their owner. Those that came and went
 between two samples are known by their number alone, and are taken for probes as far as the pod declares probes: each
-grants one connection a period. What was granted and not used is kept, one for each probe and one more, for a kubelet is
-sometimes late. So one short call in a while may pass for a probe; those after it count, or make a probe count, at most
-a period later.
+grants one connection a period, and at most one more is kept for later, since a kubelet is sometimes late. So as many
+short calls as there are probes may pass for probes; after that each call counts, or a probe counts in its place.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from .packets import Flow
 from .sockdiag import Socket, State
 
+_EARLY = 0.02  # of a period: no two probes are exactly one apart
 _SERVING = frozenset({State.ESTABLISHED, State.CLOSE_WAIT})
 
 
@@ -101,18 +101,16 @@ def fold(
 
 def _unseen(previous: Activity | None, sample: Sample, now: float) -> tuple[bool, float]:
     """Whether somebody else than the kubelet connected; how many connections may be probes from now on."""
-    spare = len(sample.probe_periods) + 1.0 if sample.probe_periods else 0.0
+    most = 2.0 * len(sample.probe_periods)
     if previous is None:
-        return False, spare
-    granted = previous.granted + (now - previous.at) * sum(1 / period for period in sample.probe_periods)
+        return False, most
     if sample.passive_opens < previous.passive_opens:
-        return True, spare  # another namespace: the pod is a new one
+        return True, most  # another namespace: the pod is a new one
+    granted = previous.granted + (now - previous.at) * sum(1 / period for period in sample.probe_periods)
     seen = max(0, sample.probe_opens - previous.probe_opens)
     unseen = max(0, sample.passive_opens - previous.passive_opens - seen)
-    granted = max(0.0, granted - seen)
-    if unseen <= granted:
-        return False, min(spare, granted - unseen)
-    return True, min(spare, granted)
+    probes = min(unseen, max(0, int(granted - seen + _EARLY)))
+    return unseen > probes, min(most, max(0.0, granted - seen - probes))
 
 
 def _without_probes(found: Socket, sample: Sample) -> Socket:
