@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 import yaml
@@ -139,8 +139,11 @@ def _column(column: Column) -> dict[str, Any]:
 def _struct(kind: inspect.StructType, defaults: bool) -> Schema:
     found: Schema = {"type": "object", "description": cleandoc(kind.cls.__doc__ or "")}
     found["properties"] = {}
+    written = {info.encode_name: info.type for info in msgspec.structs.fields(kind.cls)}
     for field in kind.fields:
         part = _schema(field.type, defaults)
+        if "enum" in part:
+            part["enum"] = list(_choices(written[field.encode_name]))
         if defaults and (default := _default(field, part)) is not None:
             part["default"] = default
         found["properties"][field.encode_name] = part
@@ -195,6 +198,13 @@ def _scalar(kind: inspect.Type) -> Schema:
         case inspect.BoolType():
             return {"type": "boolean"}
     raise TypeError(f"no schema for {kind}")
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """Of a Literal in `kind`, in the order in which they are written; msgspec sorts them."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return next((found for part in get_args(kind) if (found := _choices(part))), ())
 
 
 def _given(**constraints: Any) -> Schema:

@@ -112,7 +112,7 @@ class Transition(Object, kw_only=True):
     at: Annotated[Time, says("When it began.")]
     verb: Annotated[str, says("suspend, park, resume, checkpoint, restore or start.")]
     seconds: Annotated[float, says("How long it took.")]
-    outcome: Annotated[str, says("How it went.")]
+    outcome: Annotated[str, says("done, aborted (as it was before) or failed.")]
     message: Annotated[str, says("Why it failed or was refused.")] = ""
     phases: Annotated[dict[str, float], says("Seconds by step.")] = msgspec.field(default_factory=dict)
 

@@ -112,7 +112,12 @@ CHANGES = [
 BOUNDS = [
     ("GpuWorkload", "replicas: 0", "replicas: -1", "replicas: should be a non-negative integer"),
     ("GpuWorkload", "replicas: 100000", "replicas: 100001", "replicas: should be less than or equal to 100000"),
-    ("GpuWorkload", "state: Parked", "state: Archived", 'state: supported values: "Auto", "Parked", "Running"'),
+    (
+        "GpuWorkload",
+        "state: Parked",
+        "state: Archived",
+        'state: supported values: "Auto", "Running", "Suspended", "Parked"',
+    ),
     ("GpuWorkload", "traffic: Spread", "traffic: All", 'traffic: supported values: "Pack", "Spread"'),
     ("GpuWorkload", "onStateLost: Start", "onStateLost: Wait", 'onStateLost: supported values: "Hold", "Start"'),
     ("GpuWorkload", "onTerminate: Drop", "onTerminate: Wake", 'onTerminate: supported values: "Drop"'),
@@ -120,7 +125,7 @@ BOUNDS = [
         "GpuWorkload",
         "rollout: {sleeping: Now}",
         "rollout: {sleeping: Later}",
-        'rollout.sleeping: supported values: "Now"',
+        'rollout.sleeping: supported values: "OnWake", "Now"',
     ),
     (
         "GpuWorkload",
@@ -161,7 +166,12 @@ BOUNDS = [
         "template: {spec: {containers: [{name: a}, {name: a}]}}",
         "template.spec.containers[1]: Duplicate value",
     ),
-    ("GpuInstance", "state: Running", "state: Archived", 'state: supported values: "Auto", "Parked", "Running"'),
+    (
+        "GpuInstance",
+        "state: Running",
+        "state: Archived",
+        'state: supported values: "Auto", "Running", "Suspended", "Parked"',
+    ),
     ("GpuInstance", "{}", "policy: null", "policy: Required value"),
     ("GpuCheckpoint", "deletionPolicy: Retain", "deletionPolicy: Keep", 'deletionPolicy: supported values: "Delete"'),
     ("GpuCheckpoint", "source: {instance: a.b}", "source: {instance: A}", "source.instance: should match"),
