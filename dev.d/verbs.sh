@@ -2,7 +2,7 @@
 # shellcheck shell=sh
 
 verb_setup() {
-    setup_packages python node tests
+    setup_packages python node tests cluster
     setup_python
 }
 
@@ -18,8 +18,8 @@ verb_lint() {
     failed=
     check "ruff" "$PYTHON" -m ruff check .
     check "ruff format" "$PYTHON" -m ruff format --check .
-    check "mypy" "$PYTHON" -m mypy kybernate agent/kybernate_agent shim/kybernate_shim tests bench
-    check "import floors" env PYTHONPATH=agent:shim .venv/bin/lint-imports
+    check "mypy" "$PYTHON" -m mypy kybernate agent/kybernate_agent controller/kybernate_controller shim/kybernate_shim tests bench
+    check "import floors" env PYTHONPATH=agent:controller:shim .venv/bin/lint-imports
     check "shell scripts" scripts_parse
     [ -z "$failed" ] || die "lint failed:$failed"
     say "lint: all is well"
@@ -70,7 +70,7 @@ verb_test() {
         shift 2
         mkdir -p "$junit"
     fi
-    setup_packages python node tests
+    setup_packages python node tests cluster
     setup_python
     if [ $# -gt 0 ]; then
         python_as_root -m pytest -p no:cacheprovider "$@"
@@ -83,6 +83,8 @@ verb_test() {
         check "tests/node on cgroup v2" suite_on_v2 node-v2 tests/node
     fi
     check "tests/faults" as_root_suite faults tests/faults
+    check "Kubernetes" "$PYTHON" -m kybernate.lab.kubernetes
+    check "tests/cluster" as_root_suite cluster tests/cluster
     [ -z "$failed" ] || die "failed:$failed"
     say "tests: all passed"
 }

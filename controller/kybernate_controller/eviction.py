@@ -1,0 +1,61 @@
+"""Where an instance's state lies, and what follows for its next pod.
+
+    spec.nodeName                 the agent's last word                   its next pod
+    empty                         any                                     anywhere
+    of a node that exists         nothing is kept (no tier, and no        anywhere
+                                  container: Waiting, or no word at all)
+    of a node that exists         anything else                           only there: it may be there, until the agent
+                                                                          says otherwise; a node that cannot be reached
+                                                                          counts as well
+    of no Node object, or one     a tier, or StateLost                    none: the state is lost, which is said; with
+    out of service                                                        onStateLost: Start anywhere, begun anew
+
+The tier stays `-` for a moment after a pod has gone, until the agent says whether it could park. So the next pod is
+bound to that node first; if the agent then says that nothing is left, and the pod cannot be scheduled, it is made
+again without the binding. The other way round the state would be lost silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kybernate_controller.objects import STATE_LOST, WAITING, Node
+from kybernate_controller.replica import Replica
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """`node`: where the state lies, empty if there is none. `lost`: why it is lost."""
+
+    node: str = ""
+    lost: str = ""
+
+
+NOWHERE = Whereabouts()
+
+
+def whereabouts(replica: Replica, nodes: Mapping[str, Node]) -> Whereabouts:
+    """Where the next pod must be, or why there must be none."""
+    if not replica.node or (not replica.tier and replica.state in ("", WAITING)):
+        return NOWHERE
+    node = nodes.get(replica.node)
+    if node is not None and not node.out_of_service:
+        return Whereabouts(node=replica.node)
+    if not replica.tier and replica.state != STATE_LOST:
+        return NOWHERE
+    if node is None:
+        return Whereabouts(lost=f"its state lay on node {replica.node}, which no longer exists")
+    return Whereabouts(lost=f"its state lies on node {replica.node}, which is out of service")
+
+
+def node_trouble(name: str, nodes: Mapping[str, Node]) -> str:
+    """Why a pod that must be on this node cannot get there; empty if it can."""
+    node = nodes.get(name)
+    if node is None:
+        return f"node {name} no longer exists"
+    if not node.ready:
+        return f"node {name} does not answer; nothing is started elsewhere while the instance may run there"
+    if node.spec.unschedulable:
+        return f"node {name} is cordoned; uncordon it, or delete the GpuInstance to begin anew elsewhere"
+    return ""

@@ -1,0 +1,78 @@
+"""What the controller knows of one workload beside its caches: answers that no watch tells, and what it has ended.
+
+A refusal is believed for `BELIEVED_SECONDS`, or until the workload's spec changes; then it is tried again. All of it
+is lost when the controller ends, and learned anew at the cost of a request each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from kybernate_controller.replica import Findings
+
+BELIEVED_SECONDS = 30.0
+
+
+@dataclass
+class Known:
+    """Of one workload."""
+
+    generation: int = 0
+    findings: Findings = field(default_factory=Findings)
+    ended: set[str] = field(default_factory=set)
+    """Uids whose deletion was asked for, as long as a cache shows them."""
+    released: set[str] = field(default_factory=set)
+    """Uids of instances whose finalizer was taken away, as long as a cache shows them."""
+    doubts_at: float | None = None
+    """When refusals are no longer believed."""
+    now: float = 0.0
+
+    def look(self, generation: int, now: float, shown: Collection[str]) -> None:
+        """Begin a look: forget what is outdated. `shown`: the uids that the caches show."""
+        self.now = now
+        if generation != self.generation or (self.doubts_at is not None and now >= self.doubts_at):
+            accepted = [name for name, problem in self.findings.templates.items() if not problem]
+            self.findings = Findings(templates=dict.fromkeys(accepted, ""))
+            self.doubts_at = None
+        self.generation = generation
+        self.ended.intersection_update(shown)
+        self.released.intersection_update(shown)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is lost with it."""
+        found = self.findings
+        return not (found.templates or found.taken or found.refused or found.unsized or self.ended or self.released)
+
+    def again_in(self, now: float) -> float | None:
+        """Seconds until a refusal is to be tried again."""
+        return None if self.doubts_at is None else max(0.0, self.doubts_at - now)
+
+    def accept_template(self, template_hash: str) -> None:
+        self.findings.templates = {template_hash: ""}
+
+    def said(self) -> None:
+        """The status tells of an accepted template now, whoever reads it."""
+        refused = {name: problem for name, problem in self.findings.templates.items() if problem}
+        self.findings.templates = refused
+
+    def refuse_template(self, template_hash: str, why: str) -> None:
+        self.findings.templates = {template_hash: why}
+        self._doubt()
+
+    def refuse_pod(self, ordinal: int, why: str) -> None:
+        self.findings.refused[ordinal] = why
+        self._doubt()
+
+    def refuse_resize(self, uid: str, why: str) -> None:
+        self.findings.unsized[uid] = why
+        self._doubt()
+
+    def take(self, ordinal: int, who: str) -> None:
+        self.findings.taken[ordinal] = who
+        self._doubt()
+
+    def _doubt(self) -> None:
+        if self.doubts_at is None:
+            self.doubts_at = self.now + BELIEVED_SECONDS
