@@ -24,7 +24,7 @@ python_as_root() {
     if [ "$(id -u)" -eq 0 ]; then
         "$PYTHON" "$@"
     else
-        "$PYTHON" -m compileall -q kybernate agent shim
+        "$PYTHON" -m compileall -q kybernate agent controller installer shim
         as_root env PYTHONDONTWRITEBYTECODE=1 "$PYTHON" "$@"
     fi
 }

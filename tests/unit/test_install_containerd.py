@@ -1,0 +1,104 @@
+"""Finding a node's containerd and starting it anew, with a process in its place that listens as one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kybernate_installer import containerd
+from kybernate_installer.containerd import Distribution, NoContainerdError, NotBackError
+
+LISTEN = """
+import os, socket, sys
+path = sys.argv[1]
+with socket.socket(socket.AF_UNIX) as server:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    server.bind(path)
+    server.listen()
+    print("listens", flush=True)
+    while True:
+        server.accept()[0].close()
+"""
+
+
+@pytest.fixture(autouse=True)
+def ctr_is_not_asked_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's ctr is found, and gets no answer from these sockets."""
+    monkeypatch.setattr(containerd, "_CTR_SECONDS", 0.1)
+
+
+@contextlib.contextmanager
+def listening(tmp_path: Path, again: bool) -> Iterator[Distribution]:
+    """A process that listens at a socket; `again`: one that is started again when it ends."""
+    (tmp_path / "listen.py").write_text(LISTEN)
+    once = [sys.executable, "-I", str(tmp_path / "listen.py"), str(tmp_path / "sock"), "--config", "etc/config.toml"]
+    argv = ["/bin/sh", "-c", 'while :; do "$@"; done', "sh", *once] if again else once
+    process = subprocess.Popen(
+        argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        assert process.stdout
+        assert select.select([process.stdout], [], [], 60)[0]
+        yield Distribution("test", str(tmp_path / "sock"))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
+
+
+def test_found_by_its_socket_with_the_file_that_it_was_started_with(tmp_path: Path) -> None:
+    with listening(tmp_path, again=False) as distribution:
+        nobody = Distribution("nobody", str(tmp_path / "nobody"))
+        found = containerd.find((nobody, distribution))
+        assert found.distribution == distribution
+        assert found.config == tmp_path / "etc/config.toml"
+        assert found.program == os.path.realpath(sys.executable)
+        assert found.path == os.environ["PATH"]
+        assert containerd.start_of(found.pid) == found.started
+
+
+def test_where_nobody_listens_the_sockets_are_named(tmp_path: Path) -> None:
+    with pytest.raises(NoContainerdError, match=str(tmp_path)):
+        containerd.find((Distribution("x", str(tmp_path / "sock")),))
+
+
+def test_a_distributions_template_is_edited_in_place_of_what_is_read(tmp_path: Path) -> None:
+    with listening(tmp_path, again=False) as distribution:
+        other = Distribution("with a template", distribution.socket, "/var/lib/other/containerd.tmpl")
+        assert containerd.find((other,)).config == Path("/var/lib/other/containerd.tmpl")
+
+
+def test_started_anew_it_is_another_process_that_listens(tmp_path: Path) -> None:
+    with listening(tmp_path, again=True) as distribution:
+        first = containerd.find((distribution,))
+        second = first.restart()
+        assert (second.pid, second.started) != (first.pid, first.started)
+        assert containerd.find((distribution,)) == second
+
+
+def test_one_that_nobody_starts_again_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containerd, "_BACK_SECONDS", 0.5)
+    with listening(tmp_path, again=False) as distribution, pytest.raises(NotBackError, match="Who starts it"):
+        containerd.find((distribution,)).restart()
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (["/usr/bin/containerd"], "/etc/containerd/config.toml"),
+        (["containerd", "--config", "/x.toml", "--log-level", "debug"], "/x.toml"),
+        (["containerd", "-l", "info", "-c", "/x.toml"], "/x.toml"),
+        (["containerd", "--config=/a=b.toml"], "/a=b.toml"),
+    ],
+)
+def test_the_file_of_a_command_line(words: list[str], file: str) -> None:
+    assert containerd.config_of(words) == file
