@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from kybernate.errors import DeadlineError, ExternalError, KybernateError, RefusedError, StateLostError
 from kybernate.store import Staging
-from kybernate_agent import orphan, processes
+from kybernate_agent import orphan, portable, processes, wake
 from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.keepers import KeeperState
-from kybernate_agent.sleep import Parking, dump, retire
+from kybernate_agent.sleep import Parking, dump, needed_bytes, retire
 from kybernate_agent.stage import Stage
 
 if TYPE_CHECKING:
@@ -96,14 +96,14 @@ async def rescue(actor: Actor, stage: Stage) -> None:
         raise StateLostError(f"{record.id}: its keeper died, and no verified images of epoch {record.epoch} exist")
     actor.expects = "restore"
     actor.rescued.set()
+    starter = actor.services.starter
     try:
-        if not await actor.services.starter.stands(record.pod):
-            raise StateLostError(
-                f"{record.id}: its pod is gone (did the machine start anew?), and restoring into a new pod is not"
-                f" supported yet; its images of epoch {record.epoch} are whole"
-            )
+        stands = await starter.stands(record.pod)
+        if not stands:
+            await actor.close_traffic()  # the machine started anew: network and sandbox are gone, the files are there
+            await asyncio.to_thread(_refuse_without_layer, actor)
         record.pod.attempt += 1
-        record.pod = await actor.services.starter.again(record)
+        record.pod = await (starter.again(record) if stands else starter.renew(record))
     finally:
         actor.expects = ""
     await actor.adopt()
@@ -115,6 +115,13 @@ def _has_images(actor: Actor) -> bool:
     return any(m.epoch == actor.record.epoch for m in actor.services.store.manifests(actor.record.id))
 
 
+def _refuse_without_layer(actor: Actor) -> None:
+    record, store = actor.record, actor.services.store
+    saved = portable.load(store.images(wake.verified(actor)))
+    if not (saved and saved.whole) and record.pod.upper and not Path(record.pod.upper).is_dir():
+        raise StateLostError(f"{record.id}: its pod is gone, and so is the writable layer of its container")
+
+
 async def _dump_orphan(actor: Actor, stage: Stage, state: KeeperState) -> None:
     record, store = actor.record, actor.services.store
     stage.step("freeze")
@@ -123,10 +130,11 @@ async def _dump_orphan(actor: Actor, stage: Stage, state: KeeperState) -> None:
     record.pod.held_ports = sorted({*record.pod.held_ports, *await actor.own_ports(pids)})
     await actor.traffic.hold(record.pod.held_ports)
     epoch = record.epoch + 1
-    staging = await asyncio.to_thread(store.stage, record.id, epoch, processes.resident_bytes(pids))
+    facts = await portable.facts_of(Path(state.bundle))
+    staging = await asyncio.to_thread(store.stage, record.id, epoch, await needed_bytes(actor, facts, pids))
     # An epoch is used once, also when its dump comes to nothing.
     record.epoch = epoch
-    parking = actor.parking = Parking(actor, stage, staging, state)
+    parking = actor.parking = Parking(actor, stage, staging, state, facts)
     stage.step("dump", epoch=epoch)
     try:
         runner = orphan.Dump(state, actor.services.config, actor.record.pod.container)
@@ -155,7 +163,7 @@ async def _let_go(actor: Actor, state: KeeperState, staging: Staging, transient:
 
 
 async def prepare_create(actor: Actor, bundle: Path) -> dict[str, str]:
-    """The hook's question at `create`: begin anew, or restore? Copies the old writable layer into the new container.
+    """The hook's question at `create`: begin anew, or restore? Then its files come first.
 
     Raises RefusedError where this agent has not just asked for the container: a `create` on behalf of an agent that was
     killed meanwhile would be a second copy, or a cold start in place of a restore.
@@ -169,10 +177,14 @@ async def prepare_create(actor: Actor, bundle: Path) -> dict[str, str]:
 
 
 async def carry_layer(actor: Actor, bundle: Path) -> None:
-    """Copy the writable layer of the container before into the one of `bundle`. Raises as `copy_layer`."""
-    old, new = actor.record.pod.upper, await asyncio.to_thread(processes.writable_layer_of_bundle, bundle)
-    if old and new and old != new:
-        await copy_layer(Path(old), Path(new))
+    """Put the state's files into the container of `bundle`: what lies with the images, and the writable layer of the
+    container before where it does not. Raises as `portable.restore` and `copy_layer`; StateLostError."""
+    manifest = await asyncio.to_thread(wake.verified, actor)
+    new = await portable.facts_of(bundle)
+    filled = await portable.restore(actor.services.store.images(manifest), new)
+    old = actor.record.pod.upper
+    if not filled and old and new.upper and old != new.upper:
+        await copy_layer(Path(old), Path(new.upper))
 
 
 async def copy_layer(old: Path, new: Path) -> None:

@@ -57,7 +57,7 @@ class Node:
         removed = await asyncio.to_thread(self.services.store.sweep)
         if removed:
             log.info("removed what a killed agent left: %s", ", ".join(removed))
-        await self._remove_strays({record.pod.sandbox for record in records})
+        await self._remove_strays([record.pod for record in records])
         for actor in actors:
             self._run(actor)
         self._ready.set()
@@ -91,15 +91,17 @@ class Node:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         await self._hooks.close()
 
-    async def _remove_strays(self, known: set[str]) -> None:
+    async def _remove_strays(self, known: list[Pod]) -> None:
         """Pods of ours that no record names: their start was cut short. The kubelet sees to its own."""
-        if self.services.starter.kubelet:
+        starter = self.services.starter
+        if starter.kubelet:
             return
-        for pod in await self.services.starter.find():
-            if pod.sandbox not in known:
-                log.info("removing pod %s, whose start was cut short", pod.sandbox)
+        sandboxes, uids = {pod.sandbox for pod in known}, {pod.uid for pod in known}
+        for pod in await starter.find():
+            if pod.sandbox not in sandboxes:
+                log.info("removing sandbox %s, whose start was cut short", pod.sandbox)
                 try:
-                    await self.services.starter.remove(pod)
+                    await (starter.drop(pod) if pod.uid in uids else starter.remove(pod))
                 except KybernateError as error:
                     log.error("pod %s stays for now: %s", pod.sandbox, error)
 

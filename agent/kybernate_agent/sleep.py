@@ -20,7 +20,7 @@ from kybernate import criu
 from kybernate.criu import skeleton
 from kybernate.errors import ExternalError, KybernateError, RefusedError
 from kybernate.store import Staging
-from kybernate_agent import processes
+from kybernate_agent import portable, processes
 from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.keepers import KeeperError, KeeperState, ended
 from kybernate_agent.look import moved_since_decision
@@ -83,8 +83,9 @@ def _refuse_busy(actor: Actor, pids: list[int], init_pid: int) -> None:
 class Parking:
     """One park under way; the post-dump script finds it by its images and commits through it."""
 
-    def __init__(self, actor: Actor, stage: Stage, staging: Staging, state: KeeperState) -> None:
+    def __init__(self, actor: Actor, stage: Stage, staging: Staging, state: KeeperState, facts: portable.Facts) -> None:
         self.actor = actor
+        self.facts = facts
         self.stage = stage
         self.staging = staging
         self.init_pid = state.init_pid
@@ -122,6 +123,7 @@ class Parking:
             raise RefusedError(f"{actor.record.id}: a tmpfs that is not dumped has changed since the dump began")
         await asyncio.to_thread(skeleton.save, self.staging.images, self.skeletons)
         await asyncio.to_thread(criu.drop_empty_tmpfs, self.staging.images)
+        await portable.save(self.staging.images, self.facts, whole=goes_elsewhere(actor))
         manifest = await asyncio.to_thread(actor.services.store.commit, self.staging, _made(actor))
         actor.record.stored_bytes = manifest.size_bytes
         self.committed = True
@@ -143,6 +145,16 @@ class Parking:
             if state != "dumping":
                 return state == "parked"
         return await ended(self.init_pid, self.init_start, END_SECONDS)
+
+
+def goes_elsewhere(actor: Actor) -> bool:
+    """Its pod goes, so what another one needs is saved along with the images."""
+    return actor.record.leaving is not None
+
+
+async def needed_bytes(actor: Actor, facts: portable.Facts, pids: list[int]) -> int:
+    """The room that a dump of these processes takes at most. Raises ArchiveFailedError, DeadlineError."""
+    return processes.resident_bytes(pids) + await portable.needed_bytes(facts, goes_elsewhere(actor))
 
 
 def _made(actor: Actor) -> dict[str, Any]:
@@ -173,11 +185,12 @@ async def park(actor: Actor, stage: Stage) -> None:
     if services.park_refusal:
         raise RefusedError(f"{record.id}: {services.park_refusal}")
     stage.step("stage", epoch=epoch)
-    needed = processes.resident_bytes(pids)
+    facts = await portable.facts_of(Path(state.bundle))
+    needed = await needed_bytes(actor, facts, pids)
     # An epoch is used once, also when its dump comes to nothing.
     record.epoch = epoch
     staging = await asyncio.to_thread(services.store.stage, record.id, epoch, needed)
-    parking = actor.parking = Parking(actor, stage, staging, state)
+    parking = actor.parking = Parking(actor, stage, staging, state, facts)
     try:
         stage.step("hold", epoch=epoch)
         await actor.traffic.hold(record.pod.held_ports)

@@ -26,12 +26,21 @@ class Starter(Protocol):
         """A new container in the sandbox that stands, as attempt `record.pod.attempt`."""
         ...
 
+    async def renew(self, record: Record) -> Pod:
+        """A new sandbox in place of one that is gone, with the volumes of before, and a new container in it. What is
+        left of the old one goes last: until then its writable layer can be read."""
+        ...
+
     async def stands(self, pod: Pod) -> bool:
         """Whether the sandbox is there, with its network."""
         ...
 
     async def remove(self, pod: Pod) -> None:
         """End the container, then all of the pod."""
+        ...
+
+    async def drop(self, pod: Pod) -> None:
+        """One sandbox of a pod whose other one counts. The volumes stay."""
         ...
 
     async def find(self) -> list[Pod]:

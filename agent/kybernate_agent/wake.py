@@ -17,7 +17,7 @@ from kybernate import criu
 from kybernate.criu import skeleton
 from kybernate.errors import DeadlineError, ExternalError, KybernateError, StateLostError
 from kybernate.store import Manifest
-from kybernate_agent import processes
+from kybernate_agent import portable, processes
 from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.keepers import KeeperError
 from kybernate_agent.sleep import retire, said
@@ -72,14 +72,15 @@ async def _restore(actor: Actor, stage: Stage, stand: criu.Stand) -> None:
     record, services = actor.record, actor.services
     stage.step("verify")
     hurried = asyncio.create_task(asyncio.to_thread(processes.hurry_cgroup_moves))
-    manifest = await asyncio.to_thread(_verified, actor)
+    manifest = await asyncio.to_thread(verified, actor)
     stage.step("restore", epoch=manifest.epoch)
     work = actor.work_folder("restore")
     images = services.store.images(manifest)
+    moved = portable.has_moved(images, record.pod.sandbox)
     # From here on a restored copy may live: its images must be known as not yet superseded before it does.
     record.unproven = manifest.epoch
     try:
-        conf = criu.restore_conf(external=stand.make(skeleton.load(images)))
+        conf = criu.restore_conf(external=stand.make(skeleton.load(images)), keep_connections=not moved)
         await actor.keeper.restore(images, work, conf, services.config.criu.restore_deadline_seconds)
     except KeeperError as error:
         record.unproven = 0
@@ -94,9 +95,20 @@ async def _restore(actor: Actor, stage: Stage, stand: criu.Stand) -> None:
         ) from error
     finally:
         await hurried
+    if moved:
+        await _name_host(actor)
     record.clear_condition("RestoreFailed")
     record.clear_condition("StateLost")
     actor.prove_at = time.time() + services.config.prove_seconds
+
+
+async def _name_host(actor: Actor) -> None:
+    """It lives already: a wrong host name is said, and no reason to undo anything."""
+    try:
+        state = await actor.keeper.state()
+        await portable.name_host(state.init_pid, Path(state.bundle))
+    except KybernateError as error:
+        actor.say(Condition(type="Degraded", status="True", reason="HostName", message=str(error), at=time.time()))
 
 
 def mounts_folder(run: Path) -> Path:
@@ -119,7 +131,7 @@ def _clear(stand: criu.Stand) -> None:
         log.warning("a restore's mounts in %s stay for now: %s", stand.folder, error)
 
 
-def _verified(actor: Actor) -> Manifest:
+def verified(actor: Actor) -> Manifest:
     """The images that are the instance's state. Raises StateLostError where they are missing, damaged or stale."""
     record, store = actor.record, actor.services.store
     manifests = store.manifests(record.id)

@@ -29,6 +29,12 @@ class KubeletStarter:
     async def again(self, record: Record) -> Pod:
         raise RefusedError(f"{record.id}: the kubelet starts it")
 
+    async def renew(self, record: Record) -> Pod:
+        raise RefusedError(f"{record.id}: the kubelet starts it")
+
+    async def drop(self, pod: Pod) -> None:
+        raise RefusedError(f"pod {pod.uid} is the kubelet's")
+
     async def stands(self, pod: Pod) -> bool:
         return Path(pod.netns).exists()
 

@@ -57,6 +57,7 @@ class Sandbox:
     ip: str = ""
     more_ips: tuple[str, ...] = ()
     pid: int = 0
+    attempt: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,10 @@ class Cri:
         """Those with all of these labels; without namespace path, address and pid."""
         request = pb.ListPodSandboxRequest(filter=pb.PodSandboxFilter(label_selector=labels or {}))
         reply = await self._quick("ListPodSandbox", self._runtime.ListPodSandbox(request, timeout=QUICK_SECONDS))
-        return [Sandbox(it.id, it.state == pb.SANDBOX_READY, dict(it.labels), it.metadata.uid) for it in reply.items]
+        return [
+            Sandbox(it.id, it.state == pb.SANDBOX_READY, dict(it.labels), it.metadata.uid, attempt=it.metadata.attempt)
+            for it in reply.items
+        ]
 
     async def create_container(
         self, sandbox: str, config: pb.ContainerConfig, sandbox_config: pb.PodSandboxConfig

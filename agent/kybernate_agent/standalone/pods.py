@@ -110,6 +110,32 @@ class Pods:
                 await self._cri.remove_container(container.id)
         return msgspec.structs.replace(pod, container=new, netns=sandbox.netns, ip=sandbox.ip)
 
+    async def renew_pod(self, workload: GpuWorkload, pod: Pod, instance: str) -> Pod:
+        """As `recreate_container`, where the sandbox is gone (the machine started anew): in a new one of the same pod,
+        with its volumes. A failure leaves what was before."""
+        place = self._place(instance, pod.uid)
+        old = [it for it in await self._cri.sandboxes({translate.AGENT: self._agent}) if it.uid == pod.uid]
+        for sandbox in old:
+            await self._cri.stop_sandbox(sandbox.id)  # never two live ones
+        await self._prepare(workload, place)
+        attempt = max((it.attempt for it in old), default=-1) + 1
+        new = await self._cri.run_sandbox(translate.sandbox_config(workload, place, attempt), self._handler)
+        try:
+            found = await self._cri.sandbox_status(new)
+            await asyncio.to_thread(_write_hosts, place, found)
+            container = await self._start_container(workload, place, new, pod.attempt, attempt)
+        except BaseException:
+            await asyncio.shield(self.drop_sandbox(new))
+            raise
+        for sandbox in old:
+            await self.drop_sandbox(sandbox.id)
+        return msgspec.structs.replace(pod, sandbox=new, container=container, netns=found.netns, ip=found.ip)
+
+    async def drop_sandbox(self, sandbox: str) -> None:
+        """End and remove it with its containers. Nothing where it is gone."""
+        await self._cri.stop_sandbox(sandbox)
+        await self._cri.remove_sandbox(sandbox)
+
     async def sandbox_ready(self, sandbox: str) -> bool:
         """Whether the sandbox stands, with its network."""
         try:
@@ -168,9 +194,11 @@ class Pods:
             await self._cri.pull(workload.container.image)
         await asyncio.to_thread(_make_folders, workload, place)
 
-    async def _start_container(self, workload: GpuWorkload, place: Place, sandbox: str, attempt: int) -> str:
+    async def _start_container(
+        self, workload: GpuWorkload, place: Place, sandbox: str, attempt: int, sandbox_attempt: int = 0
+    ) -> str:
         config = translate.container_config(workload, place, attempt)
-        pod_config = translate.sandbox_config(workload, place)
+        pod_config = translate.sandbox_config(workload, place, sandbox_attempt)
         container = await self._cri.create_container(sandbox, config, pod_config)
         try:
             await self._cri.start_container(container)
@@ -183,8 +211,7 @@ class Pods:
     async def _remove_sandboxes(self, uid: str) -> None:
         for sandbox in await self._cri.sandboxes({translate.AGENT: self._agent}):
             if sandbox.uid == uid:
-                await self._cri.stop_sandbox(sandbox.id)
-                await self._cri.remove_sandbox(sandbox.id)
+                await self.drop_sandbox(sandbox.id)
         await asyncio.to_thread(_remove_cgroup, translate.cgroup_of(uid, self._systemd))
 
     async def _remove_logs(self, instance: str) -> None:

@@ -38,6 +38,12 @@ class CriStarter:
     async def again(self, record: Record) -> Pod:
         return await self._pods.recreate_container(workload_of(record), record.pod)
 
+    async def renew(self, record: Record) -> Pod:
+        return await self._pods.renew_pod(workload_of(record), record.pod, record.id)
+
+    async def drop(self, pod: Pod) -> None:
+        await self._pods.drop_sandbox(pod.sandbox)
+
     async def stands(self, pod: Pod) -> bool:
         return await self._pods.sandbox_ready(pod.sandbox)
 

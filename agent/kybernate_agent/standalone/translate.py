@@ -56,11 +56,13 @@ def cgroup_of(uid: str, systemd: bool) -> str:
     return f"/kybernate.slice/kybernate-pod{uid.replace('-', '_')}.slice" if systemd else f"/kybernate-pods/pod{uid}"
 
 
-def sandbox_config(workload: GpuWorkload, place: Place) -> pb.PodSandboxConfig:
-    """The sandbox of one instance."""
+def sandbox_config(workload: GpuWorkload, place: Place, attempt: int = 0) -> pb.PodSandboxConfig:
+    """The sandbox of one instance; `attempt` counts how often it was made for this pod."""
     template = workload.spec.template.metadata
     return pb.PodSandboxConfig(
-        metadata=pb.PodSandboxMetadata(name=place.instance, uid=place.uid, namespace=workload.metadata.namespace),
+        metadata=pb.PodSandboxMetadata(
+            name=place.instance, uid=place.uid, namespace=workload.metadata.namespace, attempt=attempt
+        ),
         hostname=place.instance[:63],
         log_directory=str(place.logs),
         labels={**template.labels, **_labels(workload, place)},
