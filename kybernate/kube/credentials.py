@@ -63,7 +63,7 @@ class Credentials:
         self._clock = clock
         self._lock = asyncio.Lock()
         self._loaded_at = clock()
-        self._tried_at = self._loaded_at
+        self._tried_at = -RENEW_SECONDS + self._loaded_at
         self._access = access
 
     @property

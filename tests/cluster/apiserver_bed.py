@@ -24,11 +24,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from kybernate.kube.client import Client
-from kybernate.kube.credentials import load_credentials
+from kybernate.kube.credentials import Access, Credentials, load_credentials, tls_context
 from kybernate.lab.cluster.pki import Authority
 
 VERSION = "1.34.4"
@@ -38,6 +39,9 @@ ADMIN = "admin"
 KEPT = ("/registry/masterleases/", "/registry/leases/kube-system/apiserver-", "/registry/ranges/")
 """What the API server writes for itself, at any time."""
 CRD_KEYS = ("/registry/apiextensions.k8s.io/", "/registry/apiregistration.k8s.io/")
+
+_PARENT = ThreadPoolExecutor(1, "apiserver-bed")
+"""The parent of all processes: who is to be killed with his parent is killed when the thread that started him ends."""
 
 
 def programs() -> Path:
@@ -106,6 +110,7 @@ class ApiServerBed:
             "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged",
             "--service-cluster-ip-range=10.152.183.0/24", "--endpoint-reconciler-type=none",
             "--etcd-compaction-interval=0", "--shutdown-delay-duration=0s",
+            "--shutdown-watch-termination-grace-period=1s",
         )  # fmt: skip
         self._await("kube-apiserver", lambda: self.http("/readyz"))
 
@@ -119,9 +124,20 @@ class ApiServerBed:
 
     @contextlib.asynccontextmanager
     async def client(self, kubeconfig: Path | None = None) -> AsyncIterator[Client]:
-        """A client with the admin's rights, or those of another kubeconfig."""
-        async with Client(await load_credentials(kubeconfig or self.admin_kubeconfig)) as client:
+        """A client with the admin's rights (by token, which needs no kubeconfig), or those of another kubeconfig."""
+        credentials = await load_credentials(kubeconfig) if kubeconfig else self.credentials(self.server)
+        async with Client(credentials) as client:
             yield client
+
+    def credentials(self, server: str) -> Credentials:
+        """The admin's, for this API server by whatever address."""
+        tls = tls_context("bed", authority=self.pki.certificate.read_text())
+        access = Access(server=server, tls=tls, authorization=f"Bearer {self.token}")
+
+        async def load() -> Access:
+            return access
+
+        return Credentials(load, access)
 
     def account(self, user: str, groups: Sequence[str] = ()) -> Path:
         """A kubeconfig for `user`, who may do what RBAC gives to user and groups.
@@ -141,6 +157,16 @@ class ApiServerBed:
         self.http(f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": "default"}})
         return name
 
+    def allow(self, user: str, namespace: str, resources: Sequence[str], verbs: Sequence[str], group: str = "") -> None:
+        """Let `user` do `verbs` with `resources` of API group `group` in one namespace (role and binding)."""
+        name = f"{user.replace(':', '.')}-{'-'.join(resources)}"
+        rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
+        rules = [{"apiGroups": [group], "resources": [*resources], "verbs": [*verbs]}]
+        self.http(f"{rbac}/roles", {"metadata": {"name": name}, "rules": rules})
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
+        subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}
+        self.http(f"{rbac}/rolebindings", {"metadata": {"name": name}, "roleRef": role, "subjects": [subject]})
+
     def reset(self, *, crds: bool = False) -> None:
         """Remove what was made since the start; custom resource definitions (not their objects) stay unless `crds`."""
         kept = KEPT if crds else KEPT + CRD_KEYS
@@ -155,7 +181,7 @@ class ApiServerBed:
         self.etcd("kv/compaction", {"revision": revision, "physical": True})
 
     def save_etcd(self) -> Path:
-        """A copy of etcd's data as it is now; etcd is stopped for it, and must not be in use."""
+        """A copy of etcd's data, to be made while etcd is stopped."""
         copy = self.folder / "etcd.saved"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(self.folder / "etcd", copy)
@@ -203,10 +229,10 @@ class ApiServerBed:
     def _spawn(self, program: str | Path, *words: str | Path) -> None:
         name = Path(program).name
         with (self.folder / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", str(program), *map(str, words)],
+            self._processes[name] = _PARENT.submit(
+                subprocess.Popen, ["setpriv", "--pdeathsig", "KILL", str(program), *map(str, words)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
-            )  # fmt: skip
+            ).result()  # fmt: skip
 
     def _await(self, name: str, answers: Any) -> None:
         limit = time.monotonic() + READY_SECONDS
