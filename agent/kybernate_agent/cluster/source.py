@@ -50,6 +50,10 @@ SECOND_LOOK_SECONDS = 0.3
 ORDERS = {"suspend": Verb.SUSPEND, "park": Verb.PARK, "resume": Verb.RESUME}
 
 
+class PodGoneError(RefusedError):
+    """pod {uid} is gone. Its container is not needed any more."""
+
+
 class ClusterSource:
     """See `kybernate_agent.source`."""
 
@@ -64,6 +68,7 @@ class ClusterSource:
         self._happened = asyncio.Event()
         self._gone_pods: dict[str, Fate] = {}
         self._ordering: set[str] = set()
+        self._unknown: set[str] = set()  # uids of pods that wait and have been said to
 
     # --- from start to end ---
 
@@ -232,6 +237,12 @@ class ClusterSource:
         return record.wanted
 
     async def create(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return await self._admit(message)
+        finally:
+            self._unknown.discard(str(message.get("pod_uid", "")))
+
+    async def _admit(self, message: Mapping[str, Any]) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._config.create_wait_seconds
         while True:
@@ -260,14 +271,18 @@ class ClusterSource:
             async with asyncio.timeout(LOOK_AGAIN_SECONDS):
                 pod = await self._client.get(PODS, Pod, name, namespace)
                 if pod.metadata.uid != uid:
-                    return None
+                    raise PodGoneError(uid=uid)
                 if is_annotated(pod):
                     await self._introduce(pod)
                 elif instance := pod.metadata.labels.get(names.INSTANCE):
                     found = await self._client.get(GPU_INSTANCES, GpuInstance, instance, namespace)
                     return self.take(found) if found.spec.pod_uid == uid else None
+        except PodGoneError:
+            raise
         except (KybernateError, TimeoutError) as error:
-            log.info("pod %s/%s: not known yet: %s", namespace, name, error)
+            if uid not in self._unknown:
+                log.info("pod %s/%s: not known yet: %s", namespace, name, error)
+            self._unknown.add(uid)
         return None
 
     async def started(self, container: str) -> None:
