@@ -206,23 +206,25 @@ def _agent_ends_it(hook: Hook, number: int) -> bool:
 
 
 def exec_(hook: Hook) -> int:
-    """Awake first; while an agent is away, only what runs already can be entered."""
+    """Awake first, unless the agent says that it need not be; while an agent is away, only what runs can be entered."""
     now = hook.keeper("state")
     if now is None:
         hook.pass_on()
-    if now["state"] != "running":
-        hook.agent("exec", WAKE_SECONDS, container=hook.command.container)
-        hook.pass_on()
-    from kybernate_shim import wire
+    from kybernate_shim import pretend, wire
 
-    request = {"verb": "exec", "container": hook.command.container}
-    try:
-        reply = wire.ask(f"{hook.run}/hook.sock", request, WAKE_SECONDS)
-    except (wire.Unreachable, wire.NoAnswer):
+    question = pretend.question(hook.command)
+    if now["state"] != "running":
+        reply = hook.agent("exec", WAKE_SECONDS, **question)
+    else:
+        try:
+            reply = wire.ask(f"{hook.run}/hook.sock", {"verb": "exec", **question}, WAKE_SECONDS)
+        except (wire.Unreachable, wire.NoAnswer):
+            hook.pass_on()
+        if reply.get("ok") is not True:
+            raise Failed(f"kybernate agent refused exec: {reply.get('message', reply.get('error'))}")
+    if reply.get("action") != "pretend":
         hook.pass_on()
-    if reply.get("ok") is not True:
-        raise Failed(f"kybernate agent refused exec: {reply.get('message', reply.get('error'))}")
-    hook.pass_on()
+    return pretend.pretend(hook.command, int(reply.get("exit", 0)))
 
 
 def ps(hook: Hook) -> int:

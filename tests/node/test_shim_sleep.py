@@ -239,7 +239,8 @@ def test_exec_wakes_a_parked_container(bed: Bed) -> None:
     bed.agent.answers["exec"] = lambda request: container.restore()
     ran = container.ctr("task", "exec", "--exec-id", "x", container.id, "/bin/echo", "awake")
     assert ran.stdout == "awake\n"
-    assert {"verb": "exec", "container": container.id} in bed.agent.heard
+    mine = [asked for asked in bed.agent.heard if (asked["verb"], asked["container"]) == ("exec", container.id)]
+    assert [asked["argv"] for asked in mine] == [["/bin/echo", "awake"]]
 
 
 def test_what_runc_would_say_of_a_parked_container(bed: Bed) -> None:
