@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from kybernate.lab import kubernetes
 from kybernate.lab.cluster import control_plane, wires
 from kybernate.lab.cluster.api import Api, ApiError
 from kybernate.lab.cluster.control_plane import ControlPlane, Patience
+from kybernate.lab.cluster.init import OVERLAID
 from kybernate.lab.cluster.machine import ENVIRONMENT, PATH, Machine, Setup, remove_cgroups
 from kybernate.lab.cluster.node import CONTAINERD_SOCKET, Node, Place
 from kybernate.lab.cluster.pki import Authority
@@ -54,7 +56,7 @@ class Cluster:
     def __init__(
         self, folder: Path, name: str, *, nodes: int = 1, runtime: bool = False, patience: Patience | None = None
     ) -> None:
-        if folder.is_relative_to("/run") or folder.is_relative_to("/dev"):
+        if any(folder.is_relative_to(taken) for taken in ("/run", "/dev", *OVERLAID)):
             raise FolderError(folder=folder)
         self.folder, self.name, self.runtime = folder, name, runtime
         self.patience = patience or Patience()
@@ -70,6 +72,8 @@ class Cluster:
     def open(cls, folder: Path) -> Cluster:
         """The cluster that was started in this folder. Raises NoClusterError."""
         try:
+            if folder.lstat().st_uid != os.geteuid():  # /var/tmp is everybody's
+                raise NoClusterError(folder=folder)
             said = json.loads((folder / "cluster.json").read_text())
         except (OSError, ValueError) as error:
             raise NoClusterError(folder=folder) from error

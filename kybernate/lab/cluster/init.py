@@ -40,6 +40,7 @@ OVERLAID = ("/etc", "/opt", "/usr/local", "/var/lib", "/var/log")
 _OF_OTHERS = ("/run", "/tmp", "/var/lib", "/var/tmp")  # here labs, container engines and people mount things
 _BIND, _MOVE, _REC, _SHARED, _DETACH = 0x1000, 0x2000, 0x4000, 1 << 20, 2
 _CABLE_SECONDS = 30.0
+_CONTROLLERS = ("cpu", "cpuset", "memory", "pids")  # what the kubelet gives its pods
 _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY_SECONDS = 0.1, 2.0, 5.0
 
 # What the kubelet wants of the host's kernel. In here it reads these, finds all well and sets nothing.
@@ -87,6 +88,9 @@ def join_cgroup(path: str) -> None:
         group = hierarchy
         for name in [*path.strip("/").split("/"), "system"]:
             above, group = group, f"{group}/{name}"
+            for controller in _CONTROLLERS:  # version 2: given on to children one by one, where they are there at all
+                with contextlib.suppress(OSError), open(f"{above}/cgroup.subtree_control", "w") as children:
+                    children.write(f"+{controller}")
             with contextlib.suppress(FileExistsError):
                 os.mkdir(group)
             for file in ("cpuset.cpus", "cpuset.mems"):  # version 1: empty in a new group, which then takes nobody

@@ -156,9 +156,11 @@ class Machine:
         Raises StuckProcessesError, CgroupsInUseError.
         """
         limit = time.monotonic() + STOP_SECONDS
-        while found := {pid for pid in pids() if str(self._spec) in argv_of(pid)}:
+        while found := {pid: argv[0] for pid in pids() if str(self._spec) in (argv := argv_of(pid))}:
+            # Pid 1 first: unshare(1) reaps it, and ends. The other way round it may stay as a zombie of the host's.
+            inner = [pid for pid, program in found.items() if program != "unshare"]
             with contextlib.ExitStack() as open_fds:
-                for pid in found:
+                for pid in inner or found:
                     with contextlib.suppress(ProcessLookupError):
                         pidfd = os.pidfd_open(pid)
                         open_fds.callback(os.close, pidfd)
@@ -181,14 +183,13 @@ class Machine:
 
     def run(self, argv: Sequence[str | Path], *, deadline_seconds: float = 60, stdin: bytes | None = None) -> str:
         """Run a program in the machine and return its output. Raises NotRunningError, the errors of `process.run`."""
-        return run([*self._enter(), *argv], deadline_seconds=deadline_seconds, stdin=stdin, env=ENVIRONMENT)
+        return run(self.enter(argv), deadline_seconds=deadline_seconds, stdin=stdin, env=ENVIRONMENT)
 
     def popen(
         self, argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, **more: Any
     ) -> subprocess.Popen[bytes]:
         """Start a program in the machine. It ends with the machine; signals to the Popen reach nsenter(1) alone."""
-        words = [str(word) for word in (*self._enter(), *argv)]
-        return subprocess.Popen(words, env={**ENVIRONMENT, **(env or {})}, **more)
+        return subprocess.Popen(self.enter(argv), env={**ENVIRONMENT, **(env or {})}, **more)
 
     def services(self) -> dict[str, State]:
         """Raises NotRunningError."""
@@ -230,8 +231,9 @@ class Machine:
     def _upper(self, folder: str) -> Path:
         return self.disk / folder.strip("/").replace("/", "-") / "upper"
 
-    def _enter(self) -> list[str]:
-        return ["nsenter", "-t", str(self.pid), "-m", "-u", "-i", "-n", "-p", "--"]
+    def enter(self, argv: Sequence[str | Path]) -> list[str]:
+        """The command line that runs `argv` in the machine. Raises NotRunningError."""
+        return ["nsenter", "-t", str(self.pid), "-m", "-u", "-i", "-n", "-p", "--", *(str(word) for word in argv)]
 
     def _told(self, setup: Setup) -> dict[str, Any]:
         services = [
