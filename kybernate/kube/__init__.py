@@ -1,6 +1,7 @@
 """The client runtime of Kubernetes that controller, agent and CLI speak to the API server with.
 
-    client      one request: typed, with a deadline and typed errors          credentials   who we are to it
+    connection  requests, sent: deadlines, what failures mean                 credentials   who we are to it
+    client      the API server's verbs, typed                                 proxy, kubeconfig
     watch       one kind of objects, followed: a state machine                election      who of several acts
     cache       what was last seen of a kind, with indexes                    events        what people are told
     queue       what is to be reconciled, controller: who reconciles it

@@ -6,6 +6,7 @@ addresses and networks (CIDR), each with or without a port, and `*`. Loopback is
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,14 @@ class Proxy:
     url: str
     user: str = ""
     password: str = field(default="", repr=False)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What only the proxy is to see."""
+        if not self.user:
+            return {}
+        basic = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        return {"Proxy-Authorization": f"Basic {basic}"}
 
 
 def parse(url: str) -> Proxy:

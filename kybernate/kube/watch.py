@@ -52,7 +52,8 @@ import msgspec
 
 from kybernate.api.objects import Metadata, Object, decode
 from kybernate.kube.backoff import Backoff
-from kybernate.kube.client import PAGE, Client, Request
+from kybernate.kube.client import PAGE, Client
+from kybernate.kube.connection import Request
 from kybernate.kube.errors import (
     ApiDeadlineError,
     ApiError,
