@@ -37,6 +37,10 @@ SECONDS = 60.0
 def workload(
     name: str, container: dict[str, Any] | None = None, mounts: list[dict[str, Any]] | None = None
 ) -> GpuWorkload:
+    return load(manifest(name, container, mounts), f"{name}.yaml")[0]
+
+
+def manifest(name: str, container: dict[str, Any] | None = None, mounts: list[dict[str, Any]] | None = None) -> str:
     """`keeping.py` with an emptyDir at /data; `container` and `mounts` change and add to it."""
     spec = {
         "name": "app",
@@ -53,13 +57,13 @@ def workload(
     listed = [{"name": "apps", "hostPath": {"path": str(APPS)}}, {"name": "data", "emptyDir": {}}]
     listed += [{"name": it["name"], "emptyDir": {}} for it in mounts or []]
     template = {"spec": {"containers": [spec], "volumes": listed}}
-    manifest = {
+    whole = {
         "apiVersion": "kybernate.io/v1alpha1",
         "kind": "GpuWorkload",
         "metadata": {"name": name},
         "spec": {"template": template},
     }
-    return load(yaml.safe_dump(manifest), f"{name}.yaml")[0]
+    return yaml.safe_dump(whole)
 
 
 class Bed:
