@@ -17,7 +17,8 @@ import msgspec
 from kybernate.api import names
 from kybernate.api.gpuworkload import GpuWorkloadObject
 from kybernate.kube.cache import Key
-from kybernate.kube.client import Client, Request
+from kybernate.kube.client import Client
+from kybernate.kube.connection import Request
 from kybernate.kube.errors import (
     AlreadyExistsError,
     ApiError,
@@ -79,9 +80,7 @@ class Doer:
             case actions.DeletePod():
                 await self._delete_pod(action, target)
             case actions.ApplyInstance():
-                body = action.body
-                written = await self._client.apply(GPU_INSTANCES, body, manager=MANAGER, into=Instance)
-                target.caches.instances.absorb(written)
+                return await self._apply_instance(action, target)
             case actions.DeleteInstance():
                 await self._client.delete(GPU_INSTANCES, action.name, target.key.namespace, uid=action.uid)
                 target.known.ended.add(action.uid)
@@ -143,6 +142,20 @@ class Doer:
             await self._set_condition(target, action, condition, f"{MANAGER}-disruption")
         await self._client.delete(PODS, action.name, target.key.namespace, uid=action.uid)
         target.known.ended.add(action.uid)
+
+    async def _apply_instance(self, action: actions.ApplyInstance, target: Target) -> bool:
+        """An apply creates, or changes what is there; where a new one is meant it must not move another's fence."""
+        if not action.uid:
+            try:
+                existing = await self._client.get(GPU_INSTANCES, Instance, action.name, target.key.namespace)
+            except ApiNotFoundError:
+                pass
+            else:
+                target.caches.instances.absorb(existing)
+                return False
+        written = await self._client.apply(GPU_INSTANCES, action.body, manager=MANAGER, into=Instance)
+        target.caches.instances.absorb(written)
+        return True
 
     async def _release_instance(self, action: actions.ReleaseInstance, target: Target) -> None:
         metadata: dict[str, Any] = {"uid": action.uid, "resourceVersion": action.resource_version}

@@ -1,18 +1,19 @@
 """Where an instance's state lies, and what follows for its next pod.
 
-    spec.nodeName                 the agent's last word                   its next pod
+    spec.nodeName                 the agent's word about the last pod     its next pod
     empty                         any                                     anywhere
-    of a node that exists         nothing is kept (no tier, and no        anywhere
-                                  container: Waiting, or no word at all)
-    of a node that exists         anything else                           only there: it may be there, until the agent
+    of a node that exists         nothing is kept: Waiting, no tier,      anywhere
+                                  of the pod that spec.podUID names
+    of a node that exists         anything else, or none                  only there: state may be there, until the agent
                                                                           says otherwise; a node that cannot be reached
                                                                           counts as well
     of no Node object, or one     a tier, or StateLost                    none: the state is lost, which is said; with
     out of service                                                        onStateLost: Start anywhere, begun anew
 
-The tier stays `-` for a moment after a pod has gone, until the agent says whether it could park. So the next pod is
-bound to that node first; if the agent then says that nothing is left, and the pod cannot be scheduled, it is made
-again without the binding. The other way round the state would be lost silently.
+A pod may be gone before the agent has said whether it could park, or that there is anything at all. So the next pod is
+bound to that node first, and the fence (spec.podUID) stays with the last pod until the next one is scheduled: the
+agent's word about the last one then still counts. If it is that nothing is left, and the next pod cannot be scheduled,
+that one is made again without the binding. The other way round state would be left behind silently.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ NOWHERE = Whereabouts()
 
 def whereabouts(replica: Replica, nodes: Mapping[str, Node]) -> Whereabouts:
     """Where the next pod must be, or why there must be none."""
-    if not replica.node or (not replica.tier and replica.state in ("", WAITING)):
+    if not replica.node or _nothing_is_kept(replica):
         return NOWHERE
     node = nodes.get(replica.node)
     if node is not None and not node.out_of_service:
@@ -47,6 +48,13 @@ def whereabouts(replica: Replica, nodes: Mapping[str, Node]) -> Whereabouts:
     if node is None:
         return Whereabouts(lost=f"its state lay on node {replica.node}, which no longer exists")
     return Whereabouts(lost=f"its state lies on node {replica.node}, which is out of service")
+
+
+def _nothing_is_kept(replica: Replica) -> bool:
+    """The agent has said so, and about the last pod."""
+    if replica.instance is None or replica.tier or replica.state != WAITING:
+        return False
+    return replica.instance.status.pod_uid == replica.instance.spec.pod_uid
 
 
 def node_trouble(name: str, nodes: Mapping[str, Node]) -> str:

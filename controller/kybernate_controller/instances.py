@@ -175,7 +175,10 @@ def _intend(
         made = Event("InstanceCreated", f"Made GpuInstance {replica.name}")
         yield _applied(ApplyInstance, spec, workload=workload, replica=replica, event=made)
         return
-    spec.epoch = old.spec.epoch + (old.spec.pod_uid != pod.metadata.uid)
+    if state_node and not pod.spec.node_name:
+        # The agent's word about the last pod still counts; see eviction.
+        spec.node_name, spec.pod, spec.pod_uid = old.spec.node_name, old.spec.pod, old.spec.pod_uid
+    spec.epoch = old.spec.epoch + (old.spec.pod_uid != spec.pod_uid)
     spec.restore_from, spec.start_anew = old.spec.restore_from, old.spec.start_anew
     event = None
     if _answers_loss(workload, replica, old):

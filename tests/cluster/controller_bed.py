@@ -25,7 +25,8 @@ from apiserver_bed import ApiServerBed
 from kybernate_controller.controller import Controller
 
 from kybernate.api import crd
-from kybernate.kube.client import Client, Request
+from kybernate.kube.client import Client
+from kybernate.kube.connection import Request
 from kybernate.kube.credentials import load_credentials
 from kybernate.kube.errors import ApiNotFoundError, ConflictError, KindMissingError
 from kybernate.kube.events import Recorder
