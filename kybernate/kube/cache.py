@@ -202,9 +202,11 @@ class Informer(Generic[T]):
             raise NotSyncedError(resource=self.resource)
 
     def _runs_ahead_of(self, told: T) -> bool:
-        """What was absorbed is newer than what the watch tells, which comes later to it."""
+        """What was absorbed is as new as what the watch tells, or newer."""
         held = self._objects.get(key_of(told))
-        return held is not None and older(told.metadata.resource_version, held.metadata.resource_version)
+        return held is not None and (
+            _state(held) == _state(told) or older(told.metadata.resource_version, held.metadata.resource_version)
+        )
 
     def _restart(self, objects: list[T]) -> None:
         gone = set(self._objects)

@@ -7,6 +7,7 @@ said by a test, in calls that take effect at once:
     cut, half_line                  watch streams that are open break: between lines, or within one
     stall                           open streams stay open and nothing more comes
     trickle                         every byte in a chunk of its own
+    hang                            requests are taken and never answered
     refuse, listen                  nobody listens any more; and again, at the same port
 """
 
@@ -75,6 +76,7 @@ class FaultyProxy:
         self._answers: list[_Answer] = []
         self._streams: set[_Stream] = set()
         self._trickle = False
+        self._hangs = False
         self._before: list[tuple[Callable[[Seen], bool], Callable[[], None]]] = []
         self._listener: asyncio.Server | None = None
         self._server = web.Server(self._handle)
@@ -124,6 +126,9 @@ class FaultyProxy:
     def trickle(self) -> None:
         self._trickle = True
 
+    def hang(self) -> None:
+        self._hangs = True
+
     async def refuse(self) -> None:
         """Close the port and all connections; return when nobody listens."""
         if self._listener is not None:
@@ -146,6 +151,8 @@ class FaultyProxy:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         seen = Seen(request.method, request.path, dict(request.query), time.monotonic())
         self.seen.append(seen)
+        if self._hangs:
+            await asyncio.Event().wait()
         for answer in self._answers:
             if answer.left and answer.when(seen):
                 answer.left -= 1
