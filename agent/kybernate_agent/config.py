@@ -37,6 +37,8 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     terminate_seconds: float = 0.8
     # /healthz, /readyz and /metrics; empty: not served.
     health_address: str = "127.0.0.1:9815"
+    # A process whose mount namespace is the node's: 1 in a pod with hostPID. 0: the agent's own is.
+    enter_pid: int = 0
 
     @property
     def node(self) -> str:

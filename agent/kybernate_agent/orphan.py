@@ -149,6 +149,11 @@ class Dump:
         self._config = config
         self._container = container
 
+    def _into_node(self) -> list[str]:
+        """An agent in a pod has runc run where the node has its mounts."""
+        pid = self._config.cluster.enter_pid if self._config.cluster else 0
+        return ["nsenter", "--target", str(pid), "--mount", "--"] if pid else []
+
     async def run(self, images: Path, work: Path, conf: str, seconds: float) -> dict[str, Any]:
         """As Keeper.dump. Raises KeeperError, DeadlineError."""
         folder = self._config.run / "keepers" / self._container
@@ -159,9 +164,10 @@ class Dump:
             "KYBERNATE_CONTAINER": self._container,
             "KYBERNATE_IMAGES": str(images),
             "KYBERNATE_UNTIL": str(time.monotonic() + seconds - REPLY_SECONDS),
+            "PATH": f"{self._config.prefix}/bin:{os.environ.get('PATH', os.defpath)}",  # there may be an own CRIU
         }
         process = await asyncio.create_subprocess_exec(
-            self._state.runc, "--root", self._state.runc_root, "checkpoint",
+            *self._into_node(), self._state.runc, "--root", self._state.runc_root, "checkpoint",
             "--image-path", images, "--work-path", work, self._container,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
             start_new_session=True, env={**os.environ, **told},

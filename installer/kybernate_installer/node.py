@@ -77,7 +77,7 @@ def activate(prefix: Path, run_dir: Path, name: str) -> list[str]:
     runtime = handler.containerd.next_runtime(handler.dump())
     path = f"{version}/bin:{shim.DEFAULT_PATH}"
     shim.install(version, run_dir, runtime, path, payload.start(version))
-    versions.switch(version)
+    versions.switch(version, runtime)
     anew = handler.register(f"{prefix}/bin/kybernate-runc")
     said = [f"{versions.current} -> {name}, next runtime {runtime}"]
     said += [f"{handler.file}: " + ("handler registered, containerd started anew" if anew else "nothing to change")]

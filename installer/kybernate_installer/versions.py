@@ -4,6 +4,7 @@
     PREFIX/current                   -> versions/0.1.0-1c2d...
     PREFIX/previous                  -> the one before
     PREFIX/bin, PREFIX/lib           -> current/bin, current/lib: paths that others may write down
+    PREFIX/next-runtime              -> what the launcher calls in the end, for whoever wants to ask it something
     PREFIX/lock                      whoever changes something here holds it
 
 A version is written under another name and renamed, links are made under another name and renamed: whoever looks sees
@@ -77,8 +78,8 @@ class Versions:
             making.rename(target)
         return target
 
-    def switch(self, version: Path) -> None:
-        """Make it the present one. Raises NotOursError, OSError."""
+    def switch(self, version: Path, runtime: Path) -> None:
+        """Make it the present one, with this next runtime. Raises NotOursError, OSError."""
         for name in ("bin", "lib"):
             path = self.prefix / name
             if path.exists() and not path.is_symlink():
@@ -87,6 +88,7 @@ class Versions:
         now = os.readlink(self.current) if self.current.is_symlink() else ""
         if now and now != relative:
             _link(self.previous, now)
+        _link(self.prefix / "next-runtime", str(runtime))
         if now != relative:
             _link(self.current, relative)
         for name in ("bin", "lib"):
@@ -113,9 +115,9 @@ class Versions:
 
     def remove(self) -> None:
         """Everything below the prefix, and the prefix if nothing else is in it. The links go first."""
-        for link in (self.prefix / "bin", self.prefix / "lib", self.current, self.previous):
-            if link.is_symlink():
-                link.unlink()
+        for link in ("bin", "lib", "current", "previous", "next-runtime"):
+            if (self.prefix / link).is_symlink():
+                (self.prefix / link).unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.prefix / "lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):

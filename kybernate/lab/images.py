@@ -156,6 +156,7 @@ def _stage(stage: Path, packages: Sequence[debian.Package], contents: Contents) 
         shutil.copytree(tree, stage / path, symlinks=True, dirs_exist_ok=True)
     for path, target in contents.links.items():
         if not os.path.lexists(stage / path):
+            (stage / path).parent.mkdir(parents=True, exist_ok=True)
             (stage / path).symlink_to(target)
     for path, file in contents.files.items():
         (stage / path).parent.mkdir(parents=True, exist_ok=True)

@@ -42,6 +42,10 @@ _OURS = (
 _LEFT_OUT = ("__pycache__", "*.pyi", "*.proto", "py.typed", "lab")
 _NOBODY = 65532
 _COMMAND = b"#!/usr/bin/python3\nimport sys\nfrom kybernate.cli.main import main\nsys.exit(main())\n"
+_RUNC = b"""#!/bin/sh
+# The node's own, in the node's mount namespace: for a pod with hostPID and /opt/kybernate.
+exec nsenter --target 1 --mount -- /opt/kybernate/next-runtime "$@"
+"""
 _PTH = "usr/lib/python3/dist-packages/kybernate.pth"
 _IPTABLES = tuple(f"{family}{verb}" for family in ("iptables", "ip6tables") for verb in ("", "-save", "-restore"))
 
@@ -63,9 +67,20 @@ def product_image() -> Image:
         "etc/group": f"root:x:0:\nkybernate:x:{_NOBODY}:\n".encode(),
         "etc/nsswitch.conf": b"hosts: files dns\n",
     }
-    files: dict[str, Path | bytes] = {**etc, "usr/bin/kybernate": _COMMAND, _PTH: b"/usr/lib/kybernate\n/opt/wheels\n"}
-    # The nft back end: what it writes is seen by legacy programs of nobody, for it is in the pods' namespaces only.
-    links = {"usr/bin/sh": "busybox", **{f"usr/sbin/{name}": "xtables-nft-multi" for name in _IPTABLES}}
+    files: dict[str, Path | bytes] = {
+        **etc,
+        "usr/bin/kybernate": _COMMAND,
+        "usr/bin/runc": _RUNC,
+        _PTH: b"/usr/lib/kybernate\n/opt/wheels\n",
+    }
+    links = {
+        "usr/bin/sh": "busybox",
+        # The nft back end: our rules are in the pods' namespaces, where nobody mixes it with the other one.
+        **{f"usr/sbin/{name}": "xtables-nft-multi" for name in _IPTABLES},
+        # containerd writes paths of network namespaces in this way. /run is the node's, but /var/run must not be: the
+        # kubelet mounts the pod's token there.
+        "var/run/netns": "/run/netns",
+    }
     environment = {
         "PATH": "/usr/bin:/usr/sbin:/bin:/sbin",
         "PYTHONDONTWRITEBYTECODE": "1",

@@ -28,7 +28,7 @@ def fill(folder: Path, at: Path) -> None:
 
 def add(versions: Versions, name: str) -> Path:
     version = versions.add(name, fill)
-    versions.switch(version)
+    versions.switch(version, Path("/usr/sbin/runc"))
     return version
 
 
@@ -38,6 +38,7 @@ def test_the_present_version_is_reached_by_paths_that_stay(versions: Versions) -
     add(versions, "2")
     assert (versions.prefix / "bin/launcher").read_text() == f"{versions.folder}/2"
     assert os.readlink(versions.previous) == "versions/1"
+    assert os.readlink(versions.prefix / "next-runtime") == "/usr/sbin/runc"
     add(versions, "2")
     assert os.readlink(versions.previous) == "versions/1"
 
@@ -106,7 +107,7 @@ def laid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with versions.alone():
         collected = payload.collect()
         version = versions.add(f"1-{collected.digest}", lambda folder, at: payload.lay(collected, folder, at))
-        versions.switch(version)
+        versions.switch(version, Path("/usr/sbin/runc"))
     return version
 
 
