@@ -220,6 +220,36 @@ async def test_a_probe_that_does_not_end_is_not_waited_for_for_ever(
         assert await said in ("ConnectionError", "/healthz"), "it reached the application, which echoes"
 
 
+async def test_what_is_declared_later_is_answered(net: Link, kubelet: KubeletDouble, wakes: Wakes) -> None:
+    """An agent that starts anew takes sleepers up before it knows their pods."""
+    owner = Kubelet(net.peer)
+    owner.open()
+    async with PodTraffic(net.pod, [PORT], wakes, kubelet=owner) as traffic:
+        await traffic.hold()
+        assert await ask(kubelet, "tcp", net.v4, HEALTH) == "ConnectionRefusedError"
+        await traffic.declare(DECLARED)
+        await traffic.declare(DECLARED)
+        for port in (PORT, HEALTH):
+            assert await ask(kubelet, "http", net.v4, port) == "200"
+        await traffic.release()
+        await traffic.declare(Declared())
+        await traffic.hold()
+        assert net.rules().count("TPROXY") == 0
+    assert not wakes.reasons
+    owner.close()
+
+
+async def test_what_will_not_come_back_is_not_answered_for(
+    net: Link, kubelet: KubeletDouble, traffic: PodTraffic, wakes: Wakes
+) -> None:
+    await traffic.hold()
+    traffic.stop_answering()
+    asking = asyncio.create_task(ask(kubelet, "http", net.v4))
+    await wakes.next()
+    assert await traffic.reset() == 1
+    assert await asking == "ConnectionRefusedError"
+
+
 async def test_a_kubelet_that_starts_anew_is_known(
     net: Link, kubelet: KubeletDouble, traffic: PodTraffic, wakes: Wakes
 ) -> None:

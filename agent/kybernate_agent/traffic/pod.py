@@ -28,7 +28,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -41,46 +40,19 @@ from .held import Held, HeldSegment
 from .kubelet import Kubelet
 from .netlink import in_netns
 from .packets import Flow, Kind, Segment
+from .podsockets import PodSockets
 from .probing import Fate, Probing
-from .rules import MARK, PROBE_MARK, QUEUE_NUMBER, Rules, RulesDeadlineError, RulesError
-from .sockdiag import SockDiag, State
+from .rules import PROBE_MARK, Rules, RulesDeadlineError, RulesError
+from .sockdiag import State
 
 _ANSWER_INTERVAL_SECONDS = 0.9  # TCP_KEEPINTVL is at least 1 s; a quicker repetition is a peer that disagrees with us
 _MAX_ANSWERED = 4096
-_SNMP = "/proc/thread-self/net/snmp"
-_IF_INET6 = "/proc/thread-self/net/if_inet6"
 
 
 class Mode(enum.Enum):
     OPEN = "open"
     WATCHING = "watching"
     HOLDING = "holding"
-
-
-class _Sockets:
-    """Everything that must be made inside the pod's network namespace; keeps the namespace alive until closed."""
-
-    def __init__(self) -> None:
-        with contextlib.ExitStack() as undo:
-            self.queue = nfqueue.Queue(QUEUE_NUMBER)
-            undo.callback(self.queue.close)
-            self.diag = SockDiag()
-            undo.callback(self.diag.close)
-            self.families = (4, 6) if os.path.exists(_IF_INET6) else (4,)
-            self.raw = {}
-            for family in self.families:
-                self.raw[family] = undo.enter_context(_raw_socket(family))
-            self.snmp = os.open(_SNMP, os.O_RDONLY | os.O_CLOEXEC)
-            undo.callback(os.close, self.snmp)
-            self.close = undo.pop_all().close
-
-
-def _raw_socket(family: int) -> socket.socket:
-    # IPPROTO_RAW: we write the IP header too, and receive nothing.
-    sock = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW)
-    sock.setblocking(False)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
-    return sock
 
 
 class PodTraffic:
@@ -100,13 +72,13 @@ class PodTraffic:
         kubelet: Kubelet | None = None,
     ) -> None:
         self._netns = netns
-        self._probing = Probing(probes if kubelet else NOTHING, kubelet or Kubelet())
+        self._probing = Probing(probes, kubelet)
         self._ports = frozenset(ports)
         self._on_wake = on_wake
         self._mode = Mode.OPEN
         self._held = Held()
         self._armed = False
-        self._made: _Sockets | None = None
+        self._made: PodSockets | None = None
         self._rules: Rules | None = None
         self._ruled: frozenset[int] | None = None
         self._sleepers = self._ports  # ports, as the last watch or hold wanted them
@@ -125,7 +97,7 @@ class PodTraffic:
     async def open(self) -> None:
         """Make the sockets, see which rules are there. Raises NetnsGoneError, OSError (no right to), RulesError."""
         if self._made is None:
-            self._made = await asyncio.to_thread(in_netns, self._netns, _Sockets)
+            self._made = await asyncio.to_thread(in_netns, self._netns, PodSockets)
             self._rules = Rules(self._netns, self._made.families)
             try:
                 await self._rules.present()
@@ -155,7 +127,7 @@ class PodTraffic:
     def sample(self) -> Sample:
         """The pod's TCP sockets and passive opens now. Takes about 10 us a socket. Raises NetlinkError."""
         made = self._sockets()
-        return self._probing.sample(made.diag.dump(), _passive_opens(os.pread(made.snmp, 16384, 0)))
+        return self._probing.sample(made.diag.dump(), made.passive_opens())
 
     def has_unread(self) -> bool:
         """Whether data waits for the app, or a connection that it has not accepted, or a handshake is under way."""
@@ -165,6 +137,19 @@ class PodTraffic:
             if found.local_port in ports and (found.unread or pending) and not self._probing.is_answered(found.flow):
                 return True
         return False
+
+    async def declare(self, probes: Declared) -> None:
+        """These are the pod's probes, from now on; the rules of a sleeper follow. Idempotent. Errors as for `watch`."""
+        async with self._changing:
+            if not self._probing.declare(probes) or self._ruled is None:
+                return
+            ports, self._ruled = self._ruled, None
+            await self._probing.listen(self._netns, self._sockets().families, ports)
+            await self._rule(ports, self._rules_leaving)
+
+    def stop_answering(self) -> None:
+        """What sleeps will not come back: a probe gets no answer any more than a call does."""
+        self._probing.stop()
 
     async def let_probes_end(self) -> None:
         """After `watch` and before a freeze: wait until no probe reaches the app, at most as long as the kubelet waits
@@ -382,7 +367,7 @@ class PodTraffic:
             # No route, no buffer: as if the network had lost it. The peer sends again.
             self._counts["unsent"] += 1
 
-    def _sockets(self) -> _Sockets:
+    def _sockets(self) -> PodSockets:
         if self._made is None:
             raise RuntimeError("PodTraffic is not open")
         return self._made
@@ -391,9 +376,3 @@ class PodTraffic:
         if self._rules is None:
             raise RuntimeError("PodTraffic is not open")
         return self._rules
-
-
-def _passive_opens(snmp: bytes) -> int:
-    """Tcp PassiveOpens of a /proc/net/snmp: two lines per protocol, names and values."""
-    names, values = (line.split() for line in snmp.splitlines() if line.startswith(b"Tcp:"))
-    return int(values[names.index(b"PassiveOpens")])

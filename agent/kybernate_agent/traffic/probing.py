@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from kybernate_agent.probes import Answerer, Declared, listener
+from kybernate_agent.probes import NOTHING, Answerer, Declared, listener
 from kybernate_agent.probes.certificate import server_context
 
 from . import packets
@@ -44,20 +44,37 @@ class Fate(enum.Enum):
 
 
 class Probing:
-    """`ports`: where the kubelet's connections are answered. From the event loop only."""
+    """From the event loop only. Without a kubelet nothing is probed."""
 
-    def __init__(self, declared: Declared, kubelet: Kubelet) -> None:
-        self.ports = declared.ports
+    def __init__(self, declared: Declared, kubelet: Kubelet | None) -> None:
         self.listening: dict[int, int] = {}  # the answerer's loopback port by IP version
-        self._declared = declared
-        self._kubelet = kubelet
+        self._kubelet = kubelet or Kubelet()
+        self._known = kubelet is not None
+        self._declared = declared if self._known else NOTHING
+        self._stopped = False
         self._answerer = Answerer()
         self._answered: dict[Flow, None] = {}
         self._spoken: dict[Flow, bool] = {}  # whether data on a connection is the kubelet's
         self._owners: dict[int, Owner] = {}  # by the cookie of the pod's socket
         self._opened = 0
 
+    @property
+    def ports(self) -> frozenset[int]:
+        """Where the kubelet's connections are answered."""
+        return self._declared.ports
+
+    def declare(self, declared: Declared) -> bool:
+        """Whether this is news."""
+        if not self._known or declared == self._declared:
+            return False
+        self._declared = declared
+        return True
+
     # --- asleep ---
+
+    def stop(self) -> None:
+        """Answer no more: the kubelet is a caller like any other."""
+        self._stopped = True
 
     async def listen(self, netns: str, families: Iterable[int], taken: Iterable[int]) -> None:
         """Have an answerer in the pod's namespace, on ports that are none of `taken`. Idempotent. Raises OSError."""
@@ -78,7 +95,7 @@ class Probing:
         flow, port = segment.flow, segment.destination_port
         if segment.kind is Kind.WAKES and segment.flags & packets.SYN:
             self._forget(flow)
-            if port in self.ports and self._kubelet.owner(flow) is Owner.KUBELET:
+            if port in self.ports and self._is_kubelets(flow):
                 _remember(self._answered, flow, None)
                 return Fate.ANSWER
         elif flow in self._answered:
@@ -115,8 +132,11 @@ class Probing:
 
     def _speaks(self, flow: Flow) -> bool:
         if flow not in self._spoken:
-            _remember(self._spoken, flow, self._kubelet.owner(flow) is Owner.KUBELET)
+            _remember(self._spoken, flow, self._is_kubelets(flow))
         return self._spoken[flow]
+
+    def _is_kubelets(self, flow: Flow) -> bool:
+        return not self._stopped and self._kubelet.owner(flow) is Owner.KUBELET
 
     def _reaches(self, found: Socket) -> bool:
         if found.local_port not in self.ports or found.state in _UNCONNECTED or found.flow in self._answered:
