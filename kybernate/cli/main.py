@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from kybernate.agentapi.address import DEFAULT_SOCKET, SOCKET_VARIABLE
+from kybernate.cli import connection
 from kybernate.cli.commands import (
     agent,
     apply,
@@ -59,12 +59,10 @@ def parser() -> argparse.ArgumentParser:
         description="Suspend and resume for workloads: what nobody uses gives back what it holds, and keeps its state.",
         epilog="`kybernate help COMMAND` says more; `kybernate help exit-codes` lists the exit statuses.",
     )
-    default = Path(os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
-    said = f"the agent's socket (default: ${SOCKET_VARIABLE}, or {DEFAULT_SOCKET})"
-    top.add_argument("--socket", type=Path, default=default, metavar="PATH", help=said)
+    connection.add_options(top, suppressed=False)
     # Behind the command as well; there without a default, which would overwrite what stands before the command.
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--socket", type=Path, default=argparse.SUPPRESS, metavar="PATH", help=said)
+    connection.add_options(common, suppressed=True)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         command = commands.add_parser(
@@ -87,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return status
         dashes = arguments.index("--") if "exec" in arguments and "--" in arguments else len(arguments)
         options = parser().parse_args(arguments[:dashes])
+        options.program = Path(sys.argv[0]).name
         options.behind_dashes = arguments[dashes:]  # argparse of each Python has its own idea of what becomes of --
         status = COMMANDS[options.command].run(options)
         sys.stdout.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kybernate.cli import output, view
+from kybernate.cli.connection import connect
 from kybernate.cli.progress import Progress
 
 WAIT = "5m"
@@ -35,9 +36,7 @@ def duration(text: str) -> float:
 
 def order(verb: str, options: argparse.Namespace) -> int:
     """Order `verb` from the agent and print the instance."""
-    from kybernate.agentapi.client import AgentClient
-
-    with AgentClient(options.socket) as client, Progress(f"{verb} {options.name}"):
+    with connect(options) as client, Progress(f"{verb} {options.name}"):
         instance = client.order(verb, options.name, wait=options.wait, deadline_seconds=options.timeout)
     if options.output != "table":
         output.print_data(view.plain(instance), options.output)

@@ -75,6 +75,7 @@ def plain(instance: pb.Instance) -> dict[str, Any]:
             "image": instance.image,
             "podUID": instance.uid,
             "podIP": instance.ip,
+            "node": instance.node,
             "containerID": instance.container_id,
             "sandboxID": instance.sandbox_id,
             "pid": instance.pid or None,

@@ -405,6 +405,7 @@ class Instance(_message.Message):
     CONDITIONS_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"chat-0": workload and ordinal."""
     workload: _builtins.str
@@ -432,6 +433,8 @@ class Instance(_message.Message):
     uid: _builtins.str
     """Pod uid."""
     image: _builtins.str
+    node: _builtins.str
+    """Where its pod runs or its state lies; empty without a cluster."""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
         """When it entered `state`."""
@@ -476,10 +479,11 @@ class Instance(_message.Message):
         conditions: _abc.Iterable[Global___Condition] | None = ...,
         history: _abc.Iterable[Global___Transition] | None = ...,
         events: _abc.Iterable[Global___Event] | None = ...,
+        node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_wake_seconds", b"_last_wake_seconds", "last_activity", b"last_activity", "last_wake_seconds", b"last_wake_seconds", "next_at", b"next_at", "since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_wake_seconds", b"_last_wake_seconds", "conditions", b"conditions", "container_id", b"container_id", "epoch", b"epoch", "events", b"events", "history", b"history", "image", b"image", "ip", b"ip", "last_activity", b"last_activity", "last_wake_from", b"last_wake_from", "last_wake_seconds", b"last_wake_seconds", "name", b"name", "namespace", b"namespace", "next_at", b"next_at", "next_verb", b"next_verb", "pid", b"pid", "ram_bytes", b"ram_bytes", "sandbox_id", b"sandbox_id", "since", b"since", "state", b"state", "stored_bytes", b"stored_bytes", "tier", b"tier", "uid", b"uid", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_wake_seconds", b"_last_wake_seconds", "conditions", b"conditions", "container_id", b"container_id", "epoch", b"epoch", "events", b"events", "history", b"history", "image", b"image", "ip", b"ip", "last_activity", b"last_activity", "last_wake_from", b"last_wake_from", "last_wake_seconds", b"last_wake_seconds", "name", b"name", "namespace", b"namespace", "next_at", b"next_at", "next_verb", b"next_verb", "node", b"node", "pid", b"pid", "ram_bytes", b"ram_bytes", "sandbox_id", b"sandbox_id", "since", b"since", "state", b"state", "stored_bytes", b"stored_bytes", "tier", b"tier", "uid", b"uid", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_wake_seconds: _TypeAlias = _typing.Literal["last_wake_seconds"]  # noqa: Y015
     _WhichOneofArgType__last_wake_seconds: _TypeAlias = _typing.Literal["_last_wake_seconds", b"_last_wake_seconds"]  # noqa: Y015

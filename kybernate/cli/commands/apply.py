@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kybernate.cli import output
+from kybernate.cli.connection import connect, in_cluster
 from kybernate.cli.ordering import add_wait
 from kybernate.cli.progress import Progress
 from kybernate.errors import DeadlineError, ExternalError, InvalidError, StateLostError
 
 if TYPE_CHECKING:
     from kybernate.agentapi.client import AgentClient
+    from kybernate.cli.cluster import ClusterClient
 
 SUMMARY = "take over the workloads of manifests"
 SUFFIXES = {".yaml", ".yml", ".json"}
@@ -46,19 +48,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from kybernate.agentapi.client import AgentClient
     from kybernate.api import ManifestError, load
 
     texts = dict(text for name in options.filename for text in _read(name))
     wrong = []
-    for name, text in texts.items():
+    # A cluster's API server knows all kinds of pods, and checks types, rules and unknown fields itself.
+    for name, text in () if in_cluster(options, options.program) else texts.items():
         try:
             load(text, name)
         except ManifestError as error:
             wrong.append(str(error))
     if wrong:
         raise InvalidError("\n".join(["nothing was applied:", *wrong]))
-    with AgentClient(options.socket) as client:
+    with connect(options) as client:
         applied = [each for name, text in texts.items() for each in client.apply(text, name)]
         if options.output == "table":
             for each in applied:
@@ -89,11 +91,9 @@ def _read(name: str) -> list[tuple[str, str]]:
         raise InvalidError(f"{name}: not UTF-8 at byte {error.start}") from error
 
 
-def _wait_until_running(client: AgentClient, workload: str, seconds: float) -> None:
+def _wait_until_running(client: AgentClient | ClusterClient, workload: str, seconds: float) -> None:
     """Follow the workload's instance until it runs, or sleeps again already."""
-    from kybernate.agentapi.client import AgentDeadlineError
-
-    with Progress(f"waiting until {workload} runs"), contextlib.suppress(AgentDeadlineError):
+    with Progress(f"waiting until {workload} runs"), contextlib.suppress(DeadlineError):
         for event in client.watch(workload, deadline_seconds=seconds):
             state = event.instance.state
             if state in ("Running", "Suspending", "Suspended", "Parking", "Parked"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from kybernate.cli.connection import connect
 from kybernate.cli.ordering import add_wait
 from kybernate.cli.progress import Progress
 
@@ -16,9 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from kybernate.agentapi.client import AgentClient
-
-    with AgentClient(options.socket) as client, Progress(f"delete {options.name}"):
+    with connect(options) as client, Progress(f"delete {options.name}"):
         workload = client.delete(options.name, wait=options.wait, deadline_seconds=options.timeout)
     print(f"gpuworkload {workload} {'deleted' if options.wait else 'is being deleted'}")
     return 0

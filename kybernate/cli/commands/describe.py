@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kybernate.cli import output, view
+from kybernate.cli.connection import connect
 from kybernate.cli.output import RED, YELLOW, paint, size
 
 if TYPE_CHECKING:
@@ -20,9 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from kybernate.agentapi.client import AgentClient
-
-    with AgentClient(options.socket) as client:
+    with connect(options) as client:
         instance = client.get(options.name)
     print("\n".join(_lines(instance)))
     return 0
@@ -44,6 +43,7 @@ def _lines(instance: pb.Instance) -> Iterator[str]:
         "Last wake": view.last_wake(instance),
         "Epoch": str(instance.epoch),
         "Image": instance.image,
+        **({"Node": instance.node} if instance.node else {}),
         "Pod": f"{instance.uid or '-'}, {instance.ip or 'no address'}",
         "Container": instance.container_id or "-",
         "Sandbox": instance.sandbox_id or "-",

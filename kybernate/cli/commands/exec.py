@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 
+from kybernate.cli.connection import connect
 from kybernate.errors import ExternalError, InvalidError
 
 SUMMARY = "run a command in an instance's container"
@@ -30,12 +31,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from kybernate.agentapi.client import AgentClient
-
     command = _command(options)
     if options.tty and not sys.stdin.isatty():
         raise InvalidError("-t needs a terminal: stdin is none. Leave -t out.")
-    with AgentClient(options.socket) as client:
+    with connect(options) as client:
         argv = [*client.exec_target(options.name, tty=options.tty), *command]
     if not options.stdin and not options.tty:
         os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kybernate.cli import output, view
+from kybernate.cli.connection import connect
 
 if TYPE_CHECKING:
     from kybernate.agentapi._pb import agent_pb2 as pb
@@ -22,13 +23,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from kybernate.agentapi.client import AgentClient
-
-    with AgentClient(options.socket) as client:
+    with connect(options) as client:
         if options.watch:
             if options.name:
                 client.get(options.name)  # what does not exist is an error, not an endless silence
-            _follow(client.watch(options.name), options.output)
+            _follow(client.watch(options.name), options.output, _table(options), options.all_namespaces)
             return 0
         found = [client.get(options.name)] if options.name else client.instances()
     if options.output != "table":
@@ -37,32 +36,39 @@ def run(options: argparse.Namespace) -> int:
     elif not found:
         print("No instances. `kybernate apply -f FILE` makes some.")
     else:
-        print("\n".join(_lines(output.Table(view.HEADER), found)))
+        print("\n".join(_lines(_table(options), found, options.all_namespaces)))
     return 0
 
 
-def _lines(table: output.Table, instances: list[pb.Instance]) -> list[str]:
-    rows = [view.row(instance) for instance in instances]
+def _table(options: argparse.Namespace) -> output.Table:
+    return output.Table((*view.HEADER, "NAMESPACE") if options.all_namespaces else view.HEADER)
+
+
+def _row(instance: pb.Instance, namespaces: bool, state: str = "") -> list[str]:
+    return [*view.row(instance, state), *([instance.namespace] if namespaces else [])]
+
+
+def _lines(table: output.Table, instances: list[pb.Instance], namespaces: bool) -> list[str]:
+    rows = [_row(instance, namespaces) for instance in instances]
     return table.lines(rows, [view.colours(instance.state) for instance in instances])
 
 
-def _follow(events: Iterator[pb.WatchEvent], form: str) -> None:
+def _follow(events: Iterator[pb.WatchEvent], form: str, table: output.Table, namespaces: bool) -> None:
     """What exists at once, as the widths of the table need it; then each change."""
     from kybernate.agentapi._pb.agent_pb2 import WatchEvent
 
-    table = output.Table(view.HEADER)
     existing: list[pb.Instance] | None = []
     for event in events:
         if form != "table":
             _print_event(event, form)
         elif event.type == WatchEvent.SYNCED:
-            print("\n".join(_lines(table, existing or [])), flush=True)
+            print("\n".join(_lines(table, existing or [], namespaces)), flush=True)
             existing = None
         elif existing is not None:
             existing.append(event.instance)
         else:
             state = "Deleted" if event.type == WatchEvent.DELETED else event.instance.state
-            print(table.line(view.row(event.instance, state), view.colours(state)), flush=True)
+            print(table.line(_row(event.instance, namespaces, state), view.colours(state)), flush=True)
 
 
 def _print_event(event: pb.WatchEvent, form: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from kybernate.cli.connection import connect
+
 SUMMARY = "print what an instance's container wrote"
 
 
@@ -15,9 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from kybernate.agentapi.client import AgentClient
-
-    with AgentClient(options.socket) as client:
+    with connect(options) as client:
         for chunk in client.logs(options.name, follow=options.follow, tail_lines=options.tail):
             stream = sys.stderr if chunk.stream == "stderr" else sys.stdout
             stream.buffer.write(chunk.data)

@@ -1,0 +1,377 @@
+"""A cluster as the CLI sees it: the calls of `AgentClient`, answered by the API server.
+
+So every command is written once. An instance is a GpuInstance, a workload a GpuWorkload; an order is an annotation that
+the node's agent answers in the instance's status. Nothing here needs more rights than its person has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from kybernate.agentapi._pb import agent_pb2 as pb
+from kybernate.agentapi.client import QUICK_SECONDS, STEP_SECONDS
+from kybernate.api import names
+from kybernate.api.gpuinstance import GpuInstance
+from kybernate.api.objects import Metadata, Object
+from kybernate.errors import DeadlineError, InvalidError, NotFoundError, RefusedError
+from kybernate.kube.client import APPLY_PATCH, Client
+from kybernate.kube.connection import Request
+from kybernate.kube.credentials import load_credentials
+from kybernate.kube.errors import ApiNotFoundError, ServerError
+from kybernate.kube.resource import EVENTS, GPU_INSTANCES, GPU_WORKLOADS, PODS
+from kybernate.kube.watch import Applied, Deleted, Restarted, Watch
+
+MANAGER = "kybernate-cli"
+LOOK_SECONDS = 0.2
+T = TypeVar("T")
+
+
+class ClusterDeadlineError(DeadlineError):
+    """{what}: not within {seconds:g} s. What was ordered may still happen: look with `kybernate get`."""
+
+
+class SeveralInstancesError(InvalidError):
+    """{workload} has several instances: {instances}. Name one of them."""
+
+
+class OtherKindError(InvalidError):
+    """{source}: {kind} is not Kybernate's; `kubectl apply` takes manifests of every kind."""
+
+
+class _Meta(Object, kw_only=True):
+    """Any object, for its name and version."""
+
+    metadata: Metadata
+
+
+class _Reference(Object, kw_only=True):
+    kind: str = ""
+    name: str = ""
+
+
+class _Event(Object, kw_only=True):
+    metadata: Metadata
+    involved_object: _Reference = msgspec.field(default_factory=_Reference)
+    type: str = ""
+    reason: str = ""
+    message: str = ""
+    last_timestamp: str | None = None
+    event_time: str | None = None
+
+
+class _Pod(Object, kw_only=True):
+    class Status(Object, kw_only=True):
+        """What a person may want to know of it."""
+
+        pod_ip: str = msgspec.field(name="podIP", default="")
+
+    metadata: Metadata
+    status: Status = msgspec.field(default_factory=Status)
+
+
+class ClusterClient:
+    """Open until `close`. `namespace` None: that of the kubeconfig's context; "" : all.
+
+    Raises CredentialsError.
+    """
+
+    def __init__(self, kubeconfig: Path | None, context: str | None, namespace: str | None) -> None:
+        self._kubeconfig, self._context = kubeconfig, context
+        self._loop = asyncio.new_event_loop()
+        credentials = self._run(load_credentials(kubeconfig, context=context))
+        self._namespace = credentials.namespace if namespace is None else namespace
+        self._client = Client(credentials, program="kybernate-cli", deadline_seconds=QUICK_SECONDS)
+        self._run(self._client.__aenter__())
+
+    def close(self) -> None:
+        """Close connections and loop."""
+        self._run(self._client.__aexit__(None, None, None))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    def __enter__(self) -> ClusterClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, work: Awaitable[T]) -> T:
+        return self._loop.run_until_complete(work)
+
+    # --- looking ---
+
+    def instances(self) -> list[pb.Instance]:
+        """Every instance, ordered by namespace and name."""
+        found = self._run(self._client.list(GPU_INSTANCES, GpuInstance, self._namespace or None)).items
+        return [message_of(each) for each in sorted(found, key=lambda i: (i.metadata.namespace, i.metadata.name))]
+
+    def get(self, name: str) -> pb.Instance:
+        """One instance, with its events. Raises NotFoundError, SeveralInstancesError."""
+        instance = self._run(self._find(name))
+        message = message_of(instance)
+        for event in self._run(self._events(instance)):
+            message.events.add(at=_time(_when(event)), type=event.type, reason=event.reason, message=event.message)
+        if instance.spec.pod:
+            with contextlib.suppress(ApiNotFoundError):
+                pod = self._run(self._client.get(PODS, _Pod, instance.spec.pod, instance.metadata.namespace))
+                message.ip = pod.status.pod_ip
+        return message
+
+    def watch(self, name: str = "", *, deadline_seconds: float | None = None) -> Iterator[pb.WatchEvent]:
+        """What exists, a SYNCED, then every change, until the caller stops. Raises ClusterDeadlineError."""
+        until = None if deadline_seconds is None else time.monotonic() + deadline_seconds
+        events = self._watched(name)
+        try:
+            while True:
+                left = None if until is None else max(0.0, until - time.monotonic())
+                try:
+                    yield self._run(asyncio.wait_for(anext(events), left))
+                except TimeoutError as error:
+                    raise ClusterDeadlineError(what=f"watching {name or 'all'}", seconds=deadline_seconds) from error
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._run(events.aclose())
+
+    async def _watched(self, name: str) -> AsyncGenerator[pb.WatchEvent, None]:
+        kinds = pb.WatchEvent
+        known: dict[tuple[str, str], GpuInstance] = {}
+        synced = False
+        watch = Watch(self._client, GPU_INSTANCES, GpuInstance, namespace=self._namespace or None)
+        async with contextlib.aclosing(watch.events()) as events:
+            async for event in events:
+                match event:
+                    case Restarted(objects):
+                        changed, gone = [o for o in objects if _named(o, name)], set(known)
+                        gone -= {_key(o) for o in changed}
+                    case Applied(instance):
+                        changed, gone = [instance] if _named(instance, name) else [], set()
+                    case Deleted(instance):
+                        changed, gone = [], {_key(instance)} & set(known)
+                for key in gone:
+                    yield kinds(type=kinds.DELETED, instance=message_of(known.pop(key)))
+                for instance in changed:
+                    type_ = kinds.MODIFIED if _key(instance) in known else kinds.ADDED
+                    known[_key(instance)] = instance
+                    yield kinds(type=type_, instance=message_of(instance))
+                if not synced:
+                    synced = True
+                    yield kinds(type=kinds.SYNCED)
+
+    async def _find(self, name: str) -> GpuInstance:
+        """By its own name, or by that of the workload whose only one it is."""
+        namespace = self._one_namespace()
+        with contextlib.suppress(ApiNotFoundError):
+            return await self._client.get(GPU_INSTANCES, GpuInstance, name, namespace)
+        found = (await self._client.list(
+            GPU_INSTANCES, GpuInstance, namespace, field_selector=f"spec.workload={name}"
+        )).items  # fmt: skip
+        if not found:
+            raise NotFoundError(
+                f"no workload or instance in namespace {namespace} is called {name!r}; list them with `kybernate get`"
+            )
+        if len(found) > 1:
+            names_ = ", ".join(sorted(each.metadata.name for each in found))
+            raise SeveralInstancesError(workload=name, instances=names_)
+        return found[0]
+
+    def _one_namespace(self) -> str:
+        if not self._namespace:
+            raise InvalidError("-A lists all namespaces; this command needs one: -n NAMESPACE")
+        return self._namespace
+
+    async def _events(self, instance: GpuInstance) -> list[_Event]:
+        selector = f"involvedObject.kind=GpuInstance,involvedObject.name={instance.metadata.name}"
+        namespace = instance.metadata.namespace
+        found = (await self._client.list(EVENTS, _Event, namespace, field_selector=selector)).items
+        return sorted(found, key=_when)
+
+    # --- changing ---
+
+    def apply(self, text: str, file_name: str) -> list[pb.AppliedWorkload]:
+        """Server-side apply of every GpuWorkload in `text`. Raises InvalidError with the server's words."""
+        try:
+            documents = [each for each in yaml.safe_load_all(text) if each is not None]
+        except yaml.YAMLError as error:
+            raise InvalidError(f"{file_name}: not YAML: {error}") from error
+        for document in documents:
+            kind = document.get("kind") if isinstance(document, dict) else type(document).__name__
+            if kind != "GpuWorkload":
+                raise OtherKindError(source=file_name, kind=kind)
+        return [self._run(self._apply(document)) for document in documents]
+
+    async def _apply(self, document: dict[str, Any]) -> pb.AppliedWorkload:
+        metadata = document.get("metadata") or {}
+        name, namespace = str(metadata.get("name", "")), metadata.get("namespace") or self._one_namespace()
+        before = ""
+        with contextlib.suppress(ApiNotFoundError):
+            before = (await self._client.get(GPU_WORKLOADS, _Meta, name, namespace)).metadata.resource_version
+        query = {"fieldManager": MANAGER, "force": "true", "fieldValidation": "Strict"}
+        path = GPU_WORKLOADS.path(namespace, name)
+        body = msgspec.json.encode(document, enc_hook=str)
+        call = Request("PATCH", "apply", path, str(GPU_WORKLOADS), query, body, APPLY_PATCH)
+        try:
+            answer = await self._client.request(call)
+        except ServerError as error:
+            if "field not declared in schema" in str(error):  # the API server calls a slip its own failure (HTTP 500)
+                raise InvalidError(str(error.problem)) from error
+            raise
+        after = msgspec.json.decode(answer, type=_Meta).metadata.resource_version
+        outcome = "created" if not before else "unchanged" if after == before else "configured"
+        return pb.AppliedWorkload(name=name, outcome=outcome)
+
+    def delete(self, name: str, *, wait: bool = False, deadline_seconds: float = STEP_SECONDS) -> str:
+        """Delete a workload; with `wait` return when nothing of it is left. Raises NotFoundError."""
+        return self._run(self._delete(name, wait, deadline_seconds))
+
+    async def _delete(self, name: str, wait: bool, seconds: float) -> str:
+        namespace = self._one_namespace()
+        try:
+            await self._client.delete(
+                GPU_WORKLOADS, name, namespace, propagation="Foreground" if wait else "Background"
+            )
+        except ApiNotFoundError:
+            instance = await self._find(name)
+            name = instance.spec.workload or name
+            await self._client.delete(
+                GPU_WORKLOADS, name, namespace, propagation="Foreground" if wait else "Background"
+            )
+        until = time.monotonic() + seconds
+        while wait:
+            try:
+                await self._client.get(GPU_WORKLOADS, _Meta, name, namespace)
+            except ApiNotFoundError:
+                break
+            if time.monotonic() > until:
+                raise ClusterDeadlineError(what=f"delete {name}", seconds=seconds)
+            await asyncio.sleep(LOOK_SECONDS)
+        return name
+
+    def order(self, verb: str, name: str, *, wait: bool = False, deadline_seconds: float = STEP_SECONDS) -> pb.Instance:
+        """One step, ordered from the node's agent. Raises NotFoundError, RefusedError, ClusterDeadlineError."""
+        return message_of(self._run(self._order(verb, name, wait, deadline_seconds)))
+
+    async def _order(self, verb: str, name: str, wait: bool, seconds: float) -> GpuInstance:
+        instance = await self._find(name)
+        name, namespace = instance.metadata.name, instance.metadata.namespace
+        id_ = secrets.token_hex(4)
+        patch = {"metadata": {"annotations": {names.ORDER: f"{verb} {id_}"}}}
+        instance = await self._client.merge_patch(
+            GPU_INSTANCES, GpuInstance, name, patch, namespace, manager=MANAGER
+        )  # fmt: skip
+        until = time.monotonic() + seconds
+        while wait:
+            order = instance.status.order
+            if order is not None and order.id == id_:
+                if order.outcome != "done":
+                    raise RefusedError(f"{name}: {order.message or f'{verb} was refused'}")
+                break
+            if time.monotonic() > until:
+                raise ClusterDeadlineError(what=f"{verb} {name}", seconds=seconds)
+            await asyncio.sleep(LOOK_SECONDS)
+            instance = await self._client.get(GPU_INSTANCES, GpuInstance, name, namespace)
+        return instance
+
+    # --- its container ---
+
+    def logs(self, name: str, *, follow: bool = False, tail_lines: int | None = None) -> Iterator[pb.LogChunk]:
+        """What the container wrote, as the kubelet keeps it. Raises NotFoundError."""
+        instance = self._run(self._find(name))
+        query = {"container": instance.spec.policy.container, "follow": str(follow).lower()}
+        if tail_lines is not None:
+            query["tailLines"] = str(tail_lines)
+        path = PODS.path(instance.metadata.namespace, instance.spec.pod or name, "log")
+        chunks = self._log_chunks(Request("GET", "get", path, "pods/log", query))
+        try:
+            while True:
+                try:
+                    yield pb.LogChunk(data=self._run(anext(chunks)), stream="stdout")
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._run(chunks.aclose())
+
+    async def _log_chunks(self, call: Request) -> AsyncGenerator[bytes, None]:
+        async with self._client.stream(call, deadline_seconds=QUICK_SECONDS) as reader:
+            while data := await reader.readany():
+                yield data
+
+    def exec_target(self, name: str, *, tty: bool = False) -> list[str]:
+        """kubectl's argv to which a command is appended. The kubelet's exec wakes a sleeping instance by itself."""
+        instance = self._run(self._find(name))
+        argv = ["kubectl"]
+        argv += [f"--kubeconfig={self._kubeconfig}"] if self._kubeconfig else []
+        argv += [f"--context={self._context}"] if self._context else []
+        argv += ["exec", f"--namespace={instance.metadata.namespace}", instance.spec.pod]
+        argv += [f"--container={instance.spec.policy.container}", "--stdin"]
+        return [*argv, *(["--tty"] if tty else []), "--"]
+
+
+def message_of(instance: GpuInstance) -> pb.Instance:
+    """A GpuInstance in the form that the CLI shows."""
+    status, spec = instance.status, instance.spec
+    message = pb.Instance(
+        name=instance.metadata.name,
+        workload=spec.workload,
+        namespace=instance.metadata.namespace,
+        state=status.state or "Waiting",
+        tier=status.tier.replace("-", ""),
+        since=_time(status.since),
+        ram_bytes=status.ram_bytes,
+        stored_bytes=status.stored_bytes,
+        last_activity=_time(status.last_activity),
+        epoch=status.epoch,
+        uid=status.pod_uid or spec.pod_uid,
+        node=status.node_name or spec.node_name,
+    )
+    if status.next is not None:
+        message.next_verb = status.next.verb
+        if (at := _time(status.next.at)) is not None:
+            message.next_at.CopyFrom(at)
+    if status.last_wake is not None:
+        message.last_wake_seconds, message.last_wake_from = status.last_wake.seconds, status.last_wake.source
+    for c in status.conditions:
+        message.conditions.add(
+            type=c.type, status=c.status, reason=c.reason, message=c.message,
+            last_transition=_time(c.last_transition_time),
+        )  # fmt: skip
+    for t in status.history:
+        message.history.add(
+            at=_time(t.at), verb=t.verb, seconds=t.seconds, outcome=t.outcome, message=t.message,
+            phase_seconds=t.phases,
+        )  # fmt: skip
+    return message
+
+
+def _time(text: str) -> Timestamp | None:
+    if not text:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(datetime.fromisoformat(text))
+    return stamp
+
+
+def _when(event: _Event) -> str:
+    return event.last_timestamp or event.event_time or event.metadata.creation_timestamp
+
+
+def _key(instance: GpuInstance) -> tuple[str, str]:
+    return instance.metadata.namespace, instance.metadata.name
+
+
+def _named(instance: GpuInstance, name: str) -> bool:
+    return not name or name in (instance.metadata.name, instance.spec.workload)

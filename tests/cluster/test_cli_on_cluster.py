@@ -1,0 +1,165 @@
+"""The CLI against a real API server: what `kybernate` says and does there. The test plays the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from agent_bed import eventually
+from apiserver_bed import ApiServerBed
+from crd_bed import install
+
+from kybernate.api.gpuinstance import GpuInstance
+from kybernate.kube.resource import GPU_INSTANCES, Resource
+
+SPACE = "cli"
+INSTANCE = {
+    "apiVersion": "kybernate.io/v1alpha1",
+    "kind": "GpuInstance",
+    "metadata": {"name": "chat-0", "namespace": SPACE},
+    "spec": {"workload": "chat", "ordinal": 0, "nodeName": "n1", "pod": "chat-0", "policy": {"container": "server"}},
+}
+STATUS = {
+    "state": "Parked",
+    "tier": "NVME",
+    "since": "2026-01-01T10:00:00Z",
+    "nodeName": "n1",
+    "storedBytes": 64 << 20,
+    "lastWake": {"seconds": 0.25, "from": "RAM"},
+    "history": [
+        {"at": "2026-01-01T10:00:00Z", "verb": "park", "seconds": 0.5, "outcome": "done", "phases": {"dump": 0.4}}
+    ],
+}
+WORKLOAD = """\
+apiVersion: kybernate.io/v1alpha1
+kind: GpuWorkload
+metadata: {name: chat}
+spec:
+  template: {spec: {containers: [{name: server, image: "localhost/chat:1", ports: [{containerPort: 8080}]}]}}
+"""
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+class Cli:
+    def __init__(self, bed: ApiServerBed) -> None:
+        self.bed = bed
+
+    def __call__(self, *words: str, stdin: str = "") -> Ended:
+        command = [sys.executable, "-m", "kybernate.cli", "--kubeconfig", str(self.bed.admin_kubeconfig), "-n", SPACE]
+        environment = {**os.environ, "NO_COLOR": "1"}
+        done = subprocess.run(
+            [*command, *words], input=stdin, capture_output=True, text=True, timeout=120, env=environment, check=False
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    def create(self, resource: Resource, body: dict[str, Any]) -> None:
+        async def do() -> None:
+            async with self.bed.client() as client:
+                await client.create(resource, body, SPACE)
+
+        asyncio.run(do())
+
+    def status(self, **status: Any) -> None:
+        """What the agent of the node would say."""
+
+        async def do() -> None:
+            async with self.bed.client() as client:
+                await client.merge_patch(
+                    GPU_INSTANCES, GpuInstance, "chat-0", {"status": status}, SPACE, subresource="status"
+                )
+
+        asyncio.run(do())
+
+    def instance(self) -> GpuInstance:
+        async def do() -> GpuInstance:
+            async with self.bed.client() as client:
+                return await client.get(GPU_INSTANCES, GpuInstance, "chat-0", SPACE)
+
+        return asyncio.run(do())
+
+
+@pytest.fixture(scope="module")
+def cli(apiserver: ApiServerBed) -> Iterator[Cli]:
+    asyncio.run(install(apiserver))
+    apiserver.create_namespace(SPACE)
+    cli = Cli(apiserver)
+    cli.create(GPU_INSTANCES, INSTANCE)
+    cli.status(**STATUS)
+    yield cli
+    apiserver.reset()
+
+
+def test_get_and_describe_tell_what_the_agent_observed(cli: Cli) -> None:
+    line = cli("get").out.splitlines()[1].split()
+    assert line[:3] == ["chat-0", "Parked", "NVME"]
+    assert "0.25s from RAM" in cli("get").out
+    assert cli("get", "-A").out.splitlines()[1].split()[-1] == SPACE
+    found = json.loads(cli("get", "chat", "-o", "json").out)
+    assert (found["node"], found["storedBytes"], found["history"][0]["phaseSeconds"]) == ("n1", 64 << 20, {"dump": 0.4})
+    described = cli("describe", "chat").out
+    assert "Node:           n1" in described
+    assert "dump 0.400" in described
+
+
+def test_a_name_that_does_not_exist_and_a_server_that_does_not_answer_have_their_exit_statuses(cli: Cli) -> None:
+    missing = cli("describe", "nobody")
+    assert (missing.status, "no workload or instance in namespace cli is called 'nobody'" in missing.err) == (4, True)
+    assert cli("-n", "elsewhere", "get").out == "No instances. `kybernate apply -f FILE` makes some.\n"
+    nowhere = cli("--kubeconfig", "/nonexistent", "get")
+    assert (nowhere.status, "/nonexistent" in nowhere.err) == (2, True)
+
+
+def test_apply_is_checked_by_the_server_and_says_what_became_of_it(cli: Cli) -> None:
+    assert cli("apply", "-f", "-", stdin=WORKLOAD).out == "gpuworkload chat created\n"
+    assert cli("apply", "-f", "-", stdin=WORKLOAD).out == "gpuworkload chat unchanged\n"
+    more = WORKLOAD.replace("spec:\n", "spec:\n  replicas: 2\n", 1)
+    assert cli("apply", "-f", "-", stdin=more).out == "gpuworkload chat configured\n"
+    slip = cli("apply", "-f", "-", stdin=WORKLOAD.replace("spec:\n", "spec:\n  replica: 2\n", 1))
+    assert (slip.status, "replica" in slip.err) == (2, True)
+    other = cli("apply", "-f", "-", stdin="{apiVersion: v1, kind: Pod, metadata: {name: x}}")
+    assert (other.status, "kubectl apply" in other.err) == (2, True)
+    assert cli("delete", "chat").out == "gpuworkload chat is being deleted\n"
+    assert cli("delete", "nobody").status == 4
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("done", 0), ("refused", 20)])
+def test_an_order_is_an_annotation_that_the_agent_answers(cli: Cli, outcome: str, status: int) -> None:
+    ended: list[Ended] = []
+    before = cli.instance().metadata.annotations.get("kybernate.io/order")
+    waiting = threading.Thread(target=lambda: ended.append(cli("resume", "chat-0", "--wait")))
+    waiting.start()
+
+    def ordered() -> str | None:
+        now = cli.instance().metadata.annotations.get("kybernate.io/order")
+        return now if now != before else None
+
+    verb, id_ = eventually(ordered, 60, "the order stands on the instance").split()
+    cli.status(order={"id": id_, "verb": verb, "outcome": outcome, "message": "it is StateLost"})
+    waiting.join(60)
+    assert (verb, ended[0].status) == ("resume", status)
+    assert ("it is StateLost" in ended[0].err) == (outcome == "refused")
+
+
+def test_watch_follows_changes(cli: Cli) -> None:
+    command = [sys.executable, "-m", "kybernate.cli", "--kubeconfig", str(cli.bed.admin_kubeconfig), "-n", SPACE]
+    with subprocess.Popen([*command, "get", "--watch"], stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        try:
+            assert watching.stdout.readline().split()[:2] == ["NAME", "STATE"]
+            assert watching.stdout.readline().split()[:2] == ["chat-0", "Parked"]
+            cli.status(state="Running", tier="-")
+            assert watching.stdout.readline().split()[:3] == ["chat-0", "Running", "-"]
+        finally:
+            watching.kill()
