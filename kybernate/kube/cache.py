@@ -139,9 +139,9 @@ class Informer(Generic[T]):
                     case Restarted(objects):
                         self._restart(objects)
                         self._synced.set()
-                    case Applied(object) if not self._runs_ahead_of(object):
+                    case Applied(object) if not self._knows(object):
                         self._put(object)
-                    case Deleted(object) if not self._runs_ahead_of(object):
+                    case Deleted(object) if not self._is_older(object):
                         self._take(key_of(object))
 
     async def synced(self) -> None:
@@ -201,12 +201,15 @@ class Informer(Generic[T]):
         if not self._synced.is_set():
             raise NotSyncedError(resource=self.resource)
 
-    def _runs_ahead_of(self, told: T) -> bool:
-        """What was absorbed is as new as what the watch tells, or newer."""
+    def _knows(self, told: T) -> bool:
+        """Whether what is held is this very state, or a newer one: it was absorbed."""
         held = self._objects.get(key_of(told))
-        return held is not None and (
-            _state(held) == _state(told) or older(told.metadata.resource_version, held.metadata.resource_version)
-        )
+        return held is not None and (_state(held) == _state(told) or self._is_older(told))
+
+    def _is_older(self, told: T) -> bool:
+        """Whether a newer state than this one was absorbed; the one that is told may be an object's last."""
+        held = self._objects.get(key_of(told))
+        return held is not None and older(told.metadata.resource_version, held.metadata.resource_version)
 
     def _restart(self, objects: list[T]) -> None:
         gone = set(self._objects)

@@ -116,6 +116,19 @@ async def test_what_was_absorbed_and_deleted_since_goes(bed: KubeBed) -> None:
         assert told.state == {}, "it is older than what was told"
 
 
+async def test_an_object_that_ones_own_write_took_out_of_the_selection_goes(bed: KubeBed) -> None:
+    body = {"metadata": {"name": "a", "labels": {"color": "red"}}, "data": {"value": "1"}}
+    await bed.direct.create(CONFIG_MAPS, body, bed.namespace)
+    async with Informer(
+        bed.client, CONFIG_MAPS, ConfigMap, namespace=bed.namespace, label_selector="color=red", timing=quick()
+    ) as informer:
+        told = Told(informer)
+        await until(lambda: bed.proxy.open_streams == 1, "a stream")
+        patch = {"metadata": {"labels": {"color": "blue"}}, "data": {"value": "2"}}
+        informer.absorb(await bed.client.merge_patch(CONFIG_MAPS, ConfigMap, "a", patch, bed.namespace))
+        await until(lambda: told.state == {}, "its going")
+
+
 async def test_an_object_made_again_under_its_name_is_another_one(bed: KubeBed) -> None:
     first = await bed.put("a", "1")
     async with bed.informer() as informer:
