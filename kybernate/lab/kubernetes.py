@@ -7,7 +7,8 @@ The programs lie in the cache, by the version of Kubernetes, outside of the tree
     $XDG_CACHE_HOME/kybernate/kubernetes/1.34.4/{kube-apiserver,kubelet,kubectl,coredns,...}
 
 Each is written beside its place and renamed, so it is whole or not there; a lock lets one build run at a time. The
-first build of all takes about 12 minutes on 2 cores.
+first build of all takes about 12 minutes on 2 cores. Modules and objects lie in the cache too, several GB, until all
+programs are there: a build that was interrupted goes on with them.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def programs(version: str = VERSION, say: Callable[[str], None] = print) -> Path
                 began = time.monotonic()
                 _build(program, version, target)
                 say(f"built {program}: {time.monotonic() - began:.0f} s")
+            shutil.rmtree(_go_caches(), ignore_errors=True)
     return target
 
 
@@ -79,12 +81,12 @@ def _missing(target: Path) -> list[str]:
 
 @contextmanager
 def _alone(target: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of this folder. What a killed build left is removed: with the lock held nobody uses it."""
-    with (target / ".lock").open("w") as lock:
+    """Hold the one lock of all builds, and remove what a killed one left: with the lock held nobody uses it."""
+    with (target.parent / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("waits for another build of the same programs")
+            say("waits for another build")
             fcntl.flock(lock, fcntl.LOCK_EX)
         for old in target.glob(".making-*"):
             shutil.rmtree(old)
@@ -98,9 +100,12 @@ def _build(program: str, version: str, target: Path) -> None:
             Path(making, "go.mod").write_text(_go_mod(module))
             Path(making, "tools.go").write_text(f'package tools\n\nimport _ "{module.package}"\n')
             # At a low priority: a build of minutes must not starve what else the machine does.
-            argv = ["nice", "-n", "5", "env", "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false", _go(), "-C", making, "build"]
-            argv += ["-mod=mod", "-trimpath", *module.flags, "-o", f"{making}/{program}", module.package]
-            run(argv, deadline_seconds=_BUILD_SECONDS)
+            argv = ["nice", "-n", "5", _go(), "-C", making, "build", "-mod=mod", "-trimpath", *module.flags]
+            run(
+                [*argv, "-o", f"{making}/{program}", module.package],
+                deadline_seconds=_BUILD_SECONDS,
+                env=_environment(),
+            )
         except ProgramError as error:
             raise BuildError(program=program, version=version, reason=error.stderr[-1500:]) from error
         os.replace(Path(making, program), target / program)
@@ -125,15 +130,24 @@ def _go_mod(module: _Module) -> str:
 
     Kubernetes 1.x.y goes with its libraries' 0.x.y. Source: kubernetes, staging/README.md.
     """
-    said = run(
-        [_go(), "mod", "download", "-json", f"{module.path}@{module.version}"], deadline_seconds=_DOWNLOAD_SECONDS
-    )
+    download = [_go(), "mod", "download", "-json", f"{module.path}@{module.version}"]
+    said = run(download, deadline_seconds=_DOWNLOAD_SECONDS, env=_environment())
     theirs = Path(json.loads(said)["GoMod"]).read_text()
     language = next(line for line in theirs.splitlines() if line.startswith("go "))
     staged = re.findall(r"^\s*(\S+) => \./staging/", theirs, re.MULTILINE)
     library = module.version.replace("v1.", "v0.", 1)
     lines = ["module lab", language, f"require {module.path} {module.version}"]
     return "\n".join([*lines, *(f"replace {name} => {name} {library}" for name in staged), ""])
+
+
+def _go_caches() -> Path:
+    return cache() / "go"
+
+
+def _environment() -> dict[str, str]:
+    """Go's caches inside of ours, writable, so that they can be removed; programs that need no libc."""
+    caches = {"GOCACHE": str(_go_caches() / "objects"), "GOMODCACHE": str(_go_caches() / "modules")}
+    return {**os.environ, **caches, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false -modcacherw"}
 
 
 def _go() -> str:

@@ -181,7 +181,7 @@ def cni_config(subnet: str) -> str:
 def kubelet_config(node: Node) -> str:
     """Source: kubernetes, staging/src/k8s.io/kubelet/config/v1beta1/types.go."""
     pki, plan = node.place.authority, node.place.plan
-    cgroups = "" if has_cpu_controller() else "cgroupsPerQOS: false\n"
+    cgroups = "" if has_cpu_controller() else "cgroupsPerQOS: false\nenforceNodeAllocatable: []\n"
     return f"""apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 authentication:
@@ -194,8 +194,7 @@ tlsPrivateKeyFile: "{pki.key(node.name)}"
 containerRuntimeEndpoint: unix://{CONTAINERD_SOCKET}
 cgroupDriver: cgroupfs
 cgroupRoot: {node.machine.cgroup}
-{cgroups}enforceNodeAllocatable: []
-failCgroupV1: false
+{cgroups}failCgroupV1: false
 failSwapOn: false
 evictionHard: {{imagefs.available: "0%", nodefs.available: "0%", memory.available: "50Mi"}}
 imageGCHighThresholdPercent: 100
