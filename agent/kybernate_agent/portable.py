@@ -99,7 +99,7 @@ class Facts:
 
 
 class Saved(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """portable.json. `archives` maps the names of emptyDirs to their files; `seccomp` is the profile's digest."""
+    """portable.json. `archives` maps the names of emptyDirs to their files; `allowed` is what its configuration was."""
 
     version: int = VERSION
     whole: bool
@@ -109,7 +109,7 @@ class Saved(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     image: str
     digest: str
     mounts: tuple[Mount, ...]
-    seccomp: str
+    allowed: privileges.Allowed
     architecture: str
     instructions: tuple[str, ...]
     archives: dict[str, str]
@@ -243,7 +243,7 @@ def _save(images: Path, container: Facts, whole: bool, until: float) -> None:
         image=container.image,
         digest=container.digest,
         mounts=container.mounts,
-        seccomp=container.allowed.seccomp,
+        allowed=container.allowed,
         architecture=platform.machine(),
         instructions=instructions(),
         archives={n: _archive_of(n) for n in _empty_dirs(container) if _archive_of(n) in pieces},
@@ -279,7 +279,7 @@ def _restore(images: Path, new: Facts, until: float) -> bool:
     if saved is None:
         raise NotPortableError(container=new.container, problem="its images were made by an older agent")
     refuse_other(saved, new, instructions(), platform.machine())
-    privileges.refuse_exceeding(new.container, privileges.held(images), new.allowed, saved.seccomp)
+    privileges.refuse_exceeding(new.container, privileges.held(images), new.allowed, saved.allowed)
     same_pod = saved.pod_uid == new.pod_uid
     if saved.sandbox != new.sandbox:
         folders = _empty_dirs(new)

@@ -5,11 +5,11 @@ had. Into another container it must not be more than its own configuration (conf
 it have: a template that was made stricter meanwhile must not be passed by with old images.
 
     capabilities       all sets of every thread lie within the bounding set of the configuration
-    users and groups   the configuration's own; others where a program could become them by itself: CAP_SETUID or
-                       CAP_SETGID for one that starts as root, or set-user-ID programs unless noNewPrivileges
+    users and groups   the configuration's own; any where a program starts as root and may become them (CAP_SETUID,
+                       CAP_SETGID); and what the dumped container had come to, where it was configured the same
     noNewPrivileges    if the configuration has it, every thread has it
-    seccomp            if the configuration has a profile, the dumped container had the same, and every thread has a
-                       filter (a thread can only add to it)
+    seccomp            if the configuration has a profile, the dumped container had the same, and every process has a
+                       filter (it can only add to it; where all threads have the same, only the first one's is dumped)
     AppArmor, SELinux  if the configuration names a profile or a type, every thread is in it
 
 Sources: CRIU images/creds.proto and core.proto; capabilities(7); OCI runtime specification, config.md.
@@ -47,9 +47,10 @@ _ALLOW_ALL = "SCMP_ACT_ALLOW"
 
 @dataclass(frozen=True)
 class Held:
-    """The rights of one thread; `capabilities` is the union of all its sets, as a mask."""
+    """The rights of one thread; `capabilities` is the union of all its sets, as a mask; `first` of its process."""
 
     thread: int
+    first: bool
     name: str
     users: frozenset[int]
     groups: frozenset[int]
@@ -91,7 +92,8 @@ def _held(thread: int, core: pb.Core) -> Held:
         capabilities |= sum(word << 32 * place for place, word in enumerate(words))
     return Held(
         thread=thread,
-        name=core.tc.comm,
+        first=core.HasField("tc"),
+        name=core.tc.comm or core.thread_core.comm,
         users=frozenset((creds.uid, creds.euid, creds.suid, creds.fsuid)),
         groups=frozenset((creds.gid, creds.egid, creds.sgid, creds.fsgid, *creds.groups)),
         capabilities=capabilities,
@@ -131,43 +133,47 @@ def seccomp_digest(profile: Mapping[str, Any] | None) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def refuse_exceeding(container: str, threads: Iterable[Held], limits: Allowed, dumped_seccomp: str) -> None:
+def refuse_exceeding(container: str, threads: Iterable[Held], limits: Allowed, dumped: Allowed) -> None:
     """Raises PrivilegesExceedError that names the first thread and right beyond `limits`. Pure.
 
-    `dumped_seccomp` is the digest of the profile that the dumped container had.
+    `dumped` is what the configuration of the dumped container allowed.
     """
+    identity = _identity(limits) == _identity(dumped)
     for thread in threads:
-        problem = _exceeding(thread, limits)
+        problem = _exceeding(thread, limits, identity)
         if problem:
             raise PrivilegesExceedError(
                 container=container, thread=thread.thread, name=thread.name or "a thread", problem=problem
             )
-    if limits.seccomp and dumped_seccomp != limits.seccomp:
+    if limits.seccomp and dumped.seccomp != limits.seccomp:
         raise PrivilegesExceedError(
             container=container, thread=1, name="its init", problem="has another seccomp profile, or none"
         )
 
 
-def _exceeding(thread: Held, limits: Allowed) -> str:
+def _identity(of: Allowed) -> tuple[int, frozenset[int], bool]:
+    return of.user, of.groups, of.no_new_privileges
+
+
+def _exceeding(thread: Held, limits: Allowed, same_identity: bool) -> str:
     more = thread.capabilities & ~limits.bounding
     if more:
         return f"has {', '.join(_names(more))}"
     users = thread.users - {limits.user}
-    if users and not _may_become(limits, "SETUID"):
+    if users and not same_identity and not _may_become(limits, "SETUID"):
         return f"runs as user {min(users)}"
     groups = thread.groups - limits.groups
-    if groups and not _may_become(limits, "SETGID"):
+    if groups and not same_identity and not _may_become(limits, "SETGID"):
         return f"is in group {min(groups)}"
     if limits.no_new_privileges and not thread.no_new_privileges:
         return "may gain privileges (noNewPrivileges is off)"
-    if limits.seccomp and thread.seccomp != _SECCOMP_FILTER:
+    if limits.seccomp and thread.first and thread.seccomp != _SECCOMP_FILTER:
         return "has no seccomp filter"
     return _unconfined(thread.profile, limits)
 
 
 def _may_become(limits: Allowed, capability: str) -> bool:
-    by_itself = limits.user == 0 and bool(limits.bounding >> CAPABILITIES.index(capability) & 1)
-    return by_itself or not limits.no_new_privileges
+    return limits.user == 0 and bool(limits.bounding >> CAPABILITIES.index(capability) & 1)
 
 
 def _unconfined(profile: str, limits: Allowed) -> str:

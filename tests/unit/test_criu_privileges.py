@@ -18,8 +18,8 @@ SETUID, SETGID = 1 << 7, 1 << 6
 PROFILE = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read", "write"], "action": "SCMP_ACT_ALLOW"}]}
 OURS = {"names": ["io_uring_setup", "io_uring_enter", "io_uring_register"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}
 
-ROOT = Held(7, "app", frozenset({0}), frozenset({0}), NET_RAW, False, 2, "")
-USER = Held(7, "app", frozenset({1000}), frozenset({1000}), 0, True, 2, "")
+ROOT = Held(7, True, "app", frozenset({0}), frozenset({0}), NET_RAW, False, 2, "")
+USER = Held(7, True, "app", frozenset({1000}), frozenset({1000}), 0, True, 2, "")
 LOOSE = Allowed(0, frozenset({0}), NET_RAW | SETUID | SETGID, False, "", "", "")
 STRICT = Allowed(1000, frozenset({1000}), 0, True, "", "", "")
 
@@ -41,7 +41,7 @@ def limits(of: Allowed, **changes: Any) -> Allowed:
         (thread(ROOT, capabilities=1 << 50), LOOSE, "has capability 50"),
         (thread(ROOT, users=frozenset({0, 33})), LOOSE, ""),
         (thread(USER, users=frozenset({0, 1000})), STRICT, "runs as user 0"),
-        (thread(USER, users=frozenset({0, 1000})), limits(STRICT, no_new_privileges=False), ""),
+        (thread(USER, users=frozenset({0, 1000})), limits(STRICT, no_new_privileges=False), "runs as user 0"),
         (
             thread(ROOT, users=frozenset({33})),
             limits(LOOSE, bounding=NET_RAW, no_new_privileges=True),
@@ -50,6 +50,7 @@ def limits(of: Allowed, **changes: Any) -> Allowed:
         (thread(USER, groups=frozenset({1000, 4})), STRICT, "is in group 4"),
         (thread(USER, no_new_privileges=False), STRICT, "noNewPrivileges is off"),
         (thread(USER, seccomp=0), limits(STRICT, seccomp="d"), "has no seccomp filter"),
+        (thread(USER, seccomp=0, first=False), limits(STRICT, seccomp="d"), ""),
         (USER, limits(STRICT, apparmor="cri"), "AppArmor profile unconfined, not in cri"),
         (thread(USER, profile="cri"), limits(STRICT, apparmor="cri"), ""),
         (thread(USER, profile="cri//child"), limits(STRICT, apparmor="cri"), ""),
@@ -59,11 +60,12 @@ def limits(of: Allowed, **changes: Any) -> Allowed:
     ],
 )
 def test_what_exceeds_is_named(one: Held, limit: Allowed, said: str) -> None:
+    before = limits(LOOSE, user=77, seccomp=limit.seccomp)  # it was configured in another way
     if not said:
-        refuse_exceeding("c", [one], limit, limit.seccomp)
+        refuse_exceeding("c", [one], limit, before)
         return
     with pytest.raises(PrivilegesExceedError) as caught:
-        refuse_exceeding("c", [one], limit, limit.seccomp)
+        refuse_exceeding("c", [one], limit, before)
     assert said in str(caught.value)
     assert "thread 7 (app)" in str(caught.value)
 
@@ -71,8 +73,17 @@ def test_what_exceeds_is_named(one: Held, limit: Allowed, said: str) -> None:
 @pytest.mark.parametrize("dumped", ["", "another"])
 def test_another_seccomp_profile_is_refused(dumped: str) -> None:
     with pytest.raises(PrivilegesExceedError, match="seccomp"):
-        refuse_exceeding("c", [USER], limits(STRICT, seccomp=seccomp_digest(PROFILE)), dumped)
-    refuse_exceeding("c", [USER], STRICT, dumped)
+        refuse_exceeding("c", [USER], limits(STRICT, seccomp=seccomp_digest(PROFILE)), limits(STRICT, seccomp=dumped))
+    refuse_exceeding("c", [USER], STRICT, limits(STRICT, seccomp=dumped))
+
+
+def test_what_it_had_come_to_is_let_pass_where_it_is_configured_the_same() -> None:
+    risen = thread(USER, users=frozenset({0, 1000}), groups=frozenset({0}))
+    refuse_exceeding("c", [risen], STRICT, STRICT)
+    with pytest.raises(PrivilegesExceedError, match="runs as user 0"):
+        refuse_exceeding("c", [risen], STRICT, limits(STRICT, no_new_privileges=False))
+    with pytest.raises(PrivilegesExceedError, match="CAP_NET_RAW"):
+        refuse_exceeding("c", [thread(risen, capabilities=NET_RAW)], STRICT, STRICT)
 
 
 def test_what_the_shim_adds_is_no_part_of_the_profile() -> None:
@@ -104,7 +115,7 @@ def test_images_are_read(tmp_path: Path) -> None:
     body = core.SerializeToString()
     (tmp_path / "core-12.img").write_bytes(images.CORE + struct.pack("<I", len(body)) + body)
     (found,) = held(tmp_path)
-    assert found == Held(12, "app", frozenset({1, 2, 3, 4}), frozenset({5, 0, 9}), 1 << 32 | 3, True, 2, "")
+    assert found == Held(12, True, "app", frozenset({1, 2, 3, 4}), frozenset({5, 0, 9}), 1 << 32 | 3, True, 2, "")
 
 
 def test_an_image_without_credentials_is_no_image(tmp_path: Path) -> None:

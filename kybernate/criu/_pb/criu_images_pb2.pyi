@@ -114,12 +114,14 @@ class TaskCore(_message.Message):
     def __init__(self, comm: _Optional[str] = ..., old_seccomp_mode: _Optional[int] = ...) -> None: ...
 
 class ThreadCore(_message.Message):
-    __slots__ = ("creds", "seccomp_mode")
+    __slots__ = ("creds", "seccomp_mode", "comm")
     CREDS_FIELD_NUMBER: _ClassVar[int]
     SECCOMP_MODE_FIELD_NUMBER: _ClassVar[int]
+    COMM_FIELD_NUMBER: _ClassVar[int]
     creds: Creds
     seccomp_mode: int
-    def __init__(self, creds: _Optional[_Union[Creds, _Mapping]] = ..., seccomp_mode: _Optional[int] = ...) -> None: ...
+    comm: str
+    def __init__(self, creds: _Optional[_Union[Creds, _Mapping]] = ..., seccomp_mode: _Optional[int] = ..., comm: _Optional[str] = ...) -> None: ...
 
 class Core(_message.Message):
     __slots__ = ("tc", "thread_core")
