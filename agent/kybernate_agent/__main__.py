@@ -30,6 +30,7 @@ from kybernate_agent.standalone.folder import Folder
 from kybernate_agent.standalone.starter import CriStarter
 from kybernate_agent.standalone.wishes import Wishes
 from kybernate_agent.starter import Starter
+from kybernate_agent.traffic import Kubelet
 from kybernate_agent.workloads import Workloads
 
 log = logging.getLogger("kybernate_agent")
@@ -52,6 +53,7 @@ async def _serve(config: AgentConfig) -> None:
     journal = Journal(config.state / "journal.db")
     news = News()
     starter: Starter = KubeletStarter(config) if config.cluster else await CriStarter.connect(config)
+    kubelet = Kubelet() if config.cluster else None
     services = Services(
         config=config,
         journal=journal,
@@ -61,12 +63,15 @@ async def _serve(config: AgentConfig) -> None:
         criu_version=".".join(map(str, facts.criu or ())),
         runc_version=".".join(map(str, facts.runc or ())),
         sys_resource=facts.sys_resource,
+        kubelet=kubelet,
         park_refusal=" ".join(f"{f.message} {f.remedy}" for f in facts.findings if f.fatal),
     )
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
+        if kubelet is not None:
+            kubelet.open()
         if config.cluster:
             from kybernate_agent.cluster.serve import serve_cluster  # only here, for the size of it
 
@@ -76,6 +81,8 @@ async def _serve(config: AgentConfig) -> None:
     finally:
         await starter.close()
         journal.close()
+        if kubelet is not None:
+            kubelet.close()
 
 
 async def serve_folder(services: Services, news: News, stop: asyncio.Event) -> None:

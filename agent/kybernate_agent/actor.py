@@ -23,6 +23,7 @@ from kybernate_agent.journal import JournalError
 from kybernate_agent.keepers import Keeper, KeeperGoneError, KeeperState, Watch
 from kybernate_agent.look import look
 from kybernate_agent.orders import Callers, Orders
+from kybernate_agent.probes import Entering
 from kybernate_agent.services import Services
 from kybernate_agent.stage import AbortedError, Stage
 from kybernate_agent.traffic.activity import Activity
@@ -62,6 +63,8 @@ class Actor:
         self.offer: Pod | None = None  # a container that the kubelet made and that is to be taken over
         self.may_begin_anew = False  # its state is lost, and that is accepted
         self.down_since = 0.0
+        self.container_ready = True  # as the kubelet said last
+        self.entering = Entering()  # commands of the kubelet on their way in
         self._keeper: Keeper | None = None
         self._watch: Watch | None = None
         self._traffic: PodTraffic | None = None
@@ -123,7 +126,8 @@ class Actor:
 
     async def open_traffic(self) -> None:
         if self._traffic is None:
-            traffic = PodTraffic(self.record.pod.netns, self.wanted.ports, self.call)
+            record, kubelet = self.record, self.services.kubelet
+            traffic = PodTraffic(record.pod.netns, self.wanted.ports, self.call, record.probes, kubelet)
             await traffic.open()
             self._traffic = traffic
 

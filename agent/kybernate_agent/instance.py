@@ -23,6 +23,8 @@ from enum import StrEnum
 
 import msgspec
 
+from kybernate_agent.probes import NOTHING, Declared
+
 
 class Phase(StrEnum):
     PENDING = "Pending"  # no container yet
@@ -185,6 +187,7 @@ class Record(msgspec.Struct, kw_only=True):
     leaving: Leaving | None = None
     wakes: str = ""  # why it is to be woken once it has a container again
     given_up: str = ""  # why its state is not to be kept once its container has ended
+    probes: Declared = NOTHING  # what its pod declares for the kubelet
 
     def enter(self, phase: Phase, now: float) -> None:
         self.phase = phase

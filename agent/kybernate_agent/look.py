@@ -62,8 +62,9 @@ def sample(actor: Actor, now: float) -> Activity | None:
     listening = {one.local_port for one in found.sockets if one.state == State.LISTEN}
     ports = actor.wanted.ports or tuple(listening)
     activity = actor.activity = fold(actor.activity, found, now, ports)
-    # One that does not listen yet is starting, however silent: it loads its model.
-    starting = not listening.intersection(ports)
+    # One that does not listen yet is starting, however silent: it loads its model. One that the kubelet finds not ready
+    # is starting too, or has taken itself out of service: asleep it would be answered for as if it were ready.
+    starting = not listening.intersection(ports) or not actor.container_ready
     record.last_activity = max(record.last_activity, now if starting else activity.last_activity)
     return activity
 

@@ -17,11 +17,12 @@ from typing import Any
 import msgspec
 
 from kybernate.errors import InvalidError, KybernateError, NotFoundError, RefusedError
-from kybernate_agent import processes, sleep, wake
+from kybernate_agent import probed, processes, sleep, wake
 from kybernate_agent.actor import Actor
 from kybernate_agent.hookserver import HookServer
 from kybernate_agent.instance import Condition, Phase, Pod, Record, Verb, Wanted
 from kybernate_agent.keepers import Keeper, KeeperGoneError, KeeperState, ended
+from kybernate_agent.probes import is_declared
 from kybernate_agent.recover import LOST_IN_MEMORY, SETTLED, Evidence, recover
 from kybernate_agent.services import Services
 from kybernate_agent.source import Source
@@ -255,7 +256,7 @@ class Node:
             case "terminate":
                 return {"action": await self._terminate(container, int(message.get("signal", 15)))}
             case "exec":
-                return await self._exec(container)
+                return await self._exec(container, message)
             case "signal":
                 await self._by_container(container).until_awake(f"signal {message.get('signal')}", EXEC_WAKE_SECONDS)
                 return {}
@@ -276,8 +277,11 @@ class Node:
         actor = next((a for a in self.actors.values() if container and a.record.pod.container == container), None)
         return "end" if actor is None else await self.source.terminate(actor, signal)
 
-    async def _exec(self, container: str) -> dict[str, Any]:
+    async def _exec(self, container: str, message: dict[str, Any]) -> dict[str, Any]:
         actor = self._by_container(container)
+        if is_declared(actor.record.probes, message):
+            real = probed.is_carried_out(actor, int(message.get("pid", 0)))
+            return {} if real else {"action": "pretend", "exit": 0}
         if actor.record.phase != Phase.RUNNING and not actor.policy.wake_on_exec:
             raise RefusedError(f"{actor.record.id} is {actor.record.phase.value} and spec.wake.onExec is false")
         await actor.until_awake("exec", EXEC_WAKE_SECONDS)

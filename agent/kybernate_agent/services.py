@@ -9,6 +9,7 @@ from kybernate.store import Store
 from kybernate_agent.config import AgentConfig
 from kybernate_agent.journal import Journal
 from kybernate_agent.starter import Starter
+from kybernate_agent.traffic import Kubelet
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,4 +22,5 @@ class Services:
     criu_version: str
     runc_version: str
     sys_resource: bool  # CRIU may dump processes that are not root's
+    kubelet: Kubelet | None = None  # who owns a connection; without a cluster nobody probes
     park_refusal: str = ""  # why nothing can be parked on this machine; empty: it can

@@ -20,7 +20,7 @@ from kybernate import criu
 from kybernate.criu import skeleton
 from kybernate.errors import ExternalError, KybernateError, RefusedError
 from kybernate.store import Staging
-from kybernate_agent import portable, processes
+from kybernate_agent import portable, probed, processes
 from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.keepers import KeeperError, KeeperState, ended
 from kybernate_agent.look import moved_since_decision
@@ -48,14 +48,18 @@ async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
     if state.state != "running" or state.paused:
         actor.back_off(Verb.SUSPEND, RETRY_SECONDS)
         raise AbortedError(f"{record.id}: its container is {'paused' if state.paused else state.state}")
+    try:
+        await probed.no_command(actor, state, ordered)
+    except AbortedError:
+        actor.back_off(Verb.SUSPEND, RETRY_SECONDS)
+        raise
     pids = processes.pids_of(state.cgroups)
-    if not ordered:
-        _refuse_busy(actor, pids, state.init_pid)
     record.pod.held_ports = await actor.own_ports(pids)
     stage.step("hold", ports=record.pod.held_ports)
     await traffic.watch(record.pod.held_ports)
     frozen = False
     try:
+        await traffic.let_probes_end()
         if not ordered and (traffic.has_unread() or actor.wake_wanted):
             raise AbortedError(f"{record.id}: a call came in")
         stage.step("freeze")
@@ -70,14 +74,6 @@ async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
         await asyncio.shield(traffic.release())
         raise
     record.enter(Phase.SUSPENDED, time.time())
-
-
-def _refuse_busy(actor: Actor, pids: list[int], init_pid: int) -> None:
-    try:
-        criu.refuse_exec_sessions(actor.record.id, pids, init_pid)
-    except criu.ExecSessionError as error:
-        actor.back_off(Verb.SUSPEND, RETRY_SECONDS)
-        raise AbortedError(f"{actor.record.id}: an exec session is open") from error
 
 
 class Parking:

@@ -150,6 +150,8 @@ def lost(actor: Actor, error: KybernateError) -> None:
         )
     )
     actor.record.enter(Phase.LOST, time.time())
+    if actor.has_traffic:
+        actor.traffic.stop_answering()
 
 
 def restore_failed(actor: Actor, error: KybernateError) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from kybernate.api import names
 from kybernate.api.gpuinstance import GpuInstance, InstancePolicy, InstanceSpec
-from kybernate.api.objects import Condition, Metadata, Object, OwnerReference
+from kybernate.api.objects import Condition, Metadata, Object, OwnerReference, builtins
 from kybernate.api.quantity import Duration
 from kybernate.errors import InvalidError
 from kybernate_agent.instance import Policy, Wanted
+from kybernate_agent.probes import Declared, declared
 
 LONGEST_ID = 200  # with what the store and the journal add, still one file name
 
@@ -23,6 +25,7 @@ class PodAnnotationError(InvalidError):
 
 class ContainerPort(Object, kw_only=True):
     container_port: int
+    name: str = ""
     protocol: str = "TCP"
 
 
@@ -30,6 +33,15 @@ class Container(Object, kw_only=True):
     name: str
     image: str = ""
     ports: list[ContainerPort] = msgspec.field(default_factory=list)
+    startup_probe: dict[str, Any] | None = None
+    liveness_probe: dict[str, Any] | None = None
+    readiness_probe: dict[str, Any] | None = None
+    lifecycle: dict[str, Any] | None = None
+
+
+class ContainerStatus(Object, kw_only=True):
+    name: str
+    ready: bool = False
 
 
 class PodSpec(Object, kw_only=True):
@@ -43,6 +55,7 @@ class PodStatus(Object, kw_only=True):
     phase: str = ""
     pod_ip: str = msgspec.field(name="podIP", default="")
     conditions: list[Condition] = msgspec.field(default_factory=list)
+    container_statuses: list[ContainerStatus] = msgspec.field(default_factory=list)
 
 
 class Pod(Object, kw_only=True):
@@ -72,6 +85,16 @@ def fate_of(pod: Pod) -> Fate:
         evicted=evicted,
         grace_seconds=float(pod.spec.termination_grace_period_seconds if grace is None else grace),
     )
+
+
+def probes_of(pod: Pod, container: str) -> Declared:
+    """What the kubelet is to do to that container of the pod."""
+    return declared(builtins(found) for found in pod.spec.containers if found.name == container)
+
+
+def is_ready(pod: Pod, container: str) -> bool:
+    """Whether the kubelet finds that container ready."""
+    return any(status.ready for status in pod.status.container_statuses if status.name == container)
 
 
 def id_of(namespace: str, name: str) -> str:

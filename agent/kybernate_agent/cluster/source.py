@@ -21,6 +21,7 @@ from kybernate.kube.cache import Change, Informer
 from kybernate.kube.client import Client
 from kybernate.kube.errors import AlreadyExistsError, ApiError, ApiNotFoundError
 from kybernate.kube.resource import GPU_INSTANCES, PODS
+from kybernate_agent import probed
 from kybernate_agent.actor import Actor
 from kybernate_agent.cluster import doorway
 from kybernate_agent.cluster.departure import depart
@@ -33,6 +34,8 @@ from kybernate_agent.cluster.objects import (
     id_of,
     is_annotated,
     is_managed,
+    is_ready,
+    probes_of,
     wanted_of,
 )
 from kybernate_agent.cluster.starter import pod_of
@@ -129,6 +132,8 @@ class ClusterSource:
                 del self._gone_pods[next(iter(self._gone_pods))]
         elif change.new is not None and is_annotated(change.new) and change.new.metadata.deletion_timestamp is None:
             self._begin(self._introduce(change.new))
+        if change.new is not None and is_managed(change.new):
+            self._begin(self._tell_probes(change.new))
         self.happened()
 
     def _of(self, instance: GpuInstance) -> Actor | None:
@@ -159,7 +164,10 @@ class ClusterSource:
                 member=member,
             )  # fmt: skip
             self._learn(record, instance)
-            return self._node.add(record, wanted_of(instance))
+            actor = self._node.add(record, wanted_of(instance))
+            for pod in self.pods.by_index("uid", spec.pod_uid) if self.pods.is_synced else []:
+                self._begin(self._tell_probes(pod))
+            return actor
         if not actor.deleting:
             self._update(actor, instance)
         return None if actor.deleting else actor
@@ -185,6 +193,29 @@ class ClusterSource:
         before = (member.pod, member.pod_uid, member.generation)
         member.pod, member.pod_uid, member.generation = spec.pod, spec.pod_uid, meta.generation
         return before != (member.pod, member.pod_uid, member.generation)
+
+    # --- what the kubelet does to a pod, and finds ---
+
+    async def _tell_probes(self, pod: Pod) -> None:
+        for actor in list(self._node.actors.values()):
+            member, container = actor.record.member, actor.wanted.container
+            if member is None or member.pod_uid != pod.metadata.uid:
+                continue
+            try:
+                await probed.learn(actor, probes_of(pod, container), is_ready(pod, container))
+            except KybernateError as error:
+                log.warning("%s: the probes of its pod: %s", actor.record.id, error)
+
+    async def _find_probes(self, actor: Actor, uid: str) -> None:
+        """At a container's start; where the API server does not say, the informer will."""
+        found = self.pods.by_index("uid", uid) if self.pods.is_synced else []
+        member = actor.record.member
+        with contextlib.suppress(ApiError, TimeoutError):
+            if not found and member is not None:
+                async with asyncio.timeout(LOOK_AGAIN_SECONDS):
+                    found = [await self._client.get(PODS, Pod, member.pod, actor.wanted.namespace)]
+        for pod in found:
+            await self._tell_probes(pod)
 
     # --- annotated pods ---
 
@@ -290,6 +321,7 @@ class ClusterSource:
         actor = next((a for a in self._node.actors.values() if a.record.pod.uid == state.pod_uid), None)
         if actor is None:
             raise RefusedError(f"container {container} belongs to no instance of this node")
+        await self._find_probes(actor, state.pod_uid)
         actor.offered(pod_of(state))
 
     async def terminate(self, actor: Actor, signal: int) -> str:
