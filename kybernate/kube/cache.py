@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from kybernate.errors import RefusedError
 from kybernate.kube.client import PAGE, Client
@@ -116,20 +116,22 @@ class Informer(Generic[T]):
         self._indexes: dict[str, dict[Hashable, dict[Key, T]]] = {name: defaultdict(dict) for name in self._indexers}
         self._subscribers: list[Subscriber[T]] = []
         self._synced = asyncio.Event()
+        self._group = asyncio.TaskGroup()
         self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Informer[T]:
-        self._task = asyncio.create_task(self.run(), name=f"informer {self.resource}")
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        self._task = self._group.create_task(self.run(), name=f"informer {self.resource}")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """An informer that fails (a subscriber, indexer or transform raised) ends the block too: nobody goes on with a
+        cache that no longer follows."""
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait([self._task])
-            if not self._task.cancelled() and (failure := self._task.exception()) is not None:
-                raise failure
+        await self._group.__aexit__(kind, error, trace)
 
     async def run(self) -> None:
         """Keep the cache filled; until cancelled."""
@@ -145,14 +147,8 @@ class Informer(Generic[T]):
                         self._take(key_of(object))
 
     async def synced(self) -> None:
-        """Return when the cache is whole. Raises what ended the informer, if something did."""
-        waiting = asyncio.create_task(self._synced.wait())
-        try:
-            await asyncio.wait({waiting, self._task} if self._task else {waiting}, return_when=asyncio.FIRST_COMPLETED)
-            if not self._synced.is_set() and self._task is not None:
-                self._task.result()
-        finally:
-            waiting.cancel()
+        """Return when the cache is whole."""
+        await self._synced.wait()
 
     @property
     def is_synced(self) -> bool:

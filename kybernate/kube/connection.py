@@ -26,6 +26,7 @@ from kybernate.kube.credentials import Access, Credentials
 from kybernate.kube.errors import (
     ApiDeadlineError,
     ApiError,
+    ServerError,
     TooManyRequestsError,
     UnauthorizedError,
     UnreachableError,
@@ -130,11 +131,10 @@ class Connection:
                 finally:
                     response.release()
             except ApiError as error:
-                wait = error.retry_after
-                if wait is None and not isinstance(error, TooManyRequestsError):
+                if not _undone(call, error):
                     raise
                 # Jitter, so that all who were sent away together do not come back together.
-                pause = (wait or 0.0) + backoff.next()
+                pause = (error.retry_after or 0.0) + backoff.next()
                 ends = limit.when()
                 if ends is not None and asyncio.get_running_loop().time() + pause >= ends:
                     raise
@@ -180,6 +180,15 @@ class Connection:
         except (aiohttp.ClientError, OSError) as error:
             raise self.unreachable(call, error) from error
         raise from_body(str(call), response.status, body, _retry_after(response.headers))
+
+
+def _undone(call: Request, error: ApiError) -> bool:
+    """Whether the server said that it did nothing and that it may be asked again. Reading does nothing in any case."""
+    if isinstance(error, TooManyRequestsError):
+        return True
+    if not isinstance(error, ServerError) or error.retry_after is None:
+        return False
+    return call.method == "GET" or error.status == 503
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

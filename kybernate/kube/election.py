@@ -155,12 +155,16 @@ class Election:
             renewing.result()
 
     async def _acquire(self) -> None:
+        said = ""
         while True:
             try:
                 if await self._try_to_take() and self.is_leader:
                     return
+                said = ""
             except ApiError as error:
-                log.warning("%s: the Lease cannot be had now: %s", self._titled, error)
+                if str(error) != said:
+                    log.warning("%s: the Lease cannot be had now: %s", self._titled, error)
+                said = str(error)
             await asyncio.sleep(self._retry * random.uniform(1.0, 1.2))  # noqa: S311  it spreads load
 
     async def _try_to_take(self) -> bool:

@@ -129,6 +129,22 @@ async def test_an_object_that_ones_own_write_took_out_of_the_selection_goes(bed:
         await until(lambda: told.state == {}, "its going")
 
 
+async def test_nobody_goes_on_with_a_cache_that_no_longer_follows(bed: KubeBed) -> None:
+    def fail(change: object) -> None:
+        raise ZeroDivisionError
+
+    async def work() -> None:
+        async with bed.informer() as informer:
+            await informer.synced()
+            informer.subscribe(fail)
+            await bed.put("a", "1")
+            await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as failure:
+        await work()
+    assert failure.group_contains(ZeroDivisionError)
+
+
 async def test_an_object_made_again_under_its_name_is_another_one(bed: KubeBed) -> None:
     first = await bed.put("a", "1")
     async with bed.informer() as informer:

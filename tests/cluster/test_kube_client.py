@@ -201,7 +201,7 @@ async def test_a_wait_that_would_pass_the_deadline_is_not_begun(bed: KubeBed) ->
 
 @pytest.mark.parametrize("status", [500, 502, 504])
 async def test_a_failing_server_is_told_and_the_write_not_repeated(bed: KubeBed, status: int) -> None:
-    bed.proxy.answers(1, writes, status, "<html>out of order</html>")
+    bed.proxy.answers(1, writes, status, "<html>out of order</html>", {"Retry-After": "1"})
     with pytest.raises(ServerError, match=f"HTTP {status} .*out of order"):
         await bed.client.create(CONFIG_MAPS, config_map(bed))
     assert bed.proxy.count(writes) == 1
