@@ -27,6 +27,7 @@ from kybernate_agent.processes import is_alive, pids_of
 log = logging.getLogger(__name__)
 
 MNT_DETACH = 2
+THAW_EACH = 200  # looks: a group of version 1 that stays FREEZING must run for a moment, as runc lets it
 FREEZE_SECONDS = 10.0
 END_SECONDS = 10.0
 REPLY_SECONDS = 2.0  # what post-dump leaves of the deadline for CRIU to undo or to end the processes
@@ -44,11 +45,16 @@ def freeze(cgroups: Mapping[str, str]) -> None:
         folder = Path(cgroups[""])
         file, word, shown, look = folder / "cgroup.freeze", "1", "frozen 1", folder / "cgroup.events"
     file.write_text(word)
-    until = time.monotonic() + FREEZE_SECONDS
+    until, looks = time.monotonic() + FREEZE_SECONDS, 0
     while shown not in look.read_text():
         if time.monotonic() > until:
             raise DeadlineError(f"{file.parent} did not freeze within {FREEZE_SECONDS:g} s")
         time.sleep(0.002)  # version 1 has no event for it
+        looks += 1
+        if looks % THAW_EACH == 0:
+            thaw(cgroups)
+            time.sleep(0.002)
+        file.write_text(word)  # version 1 leaves a group FREEZING until it is asked again
 
 
 def thaw(cgroups: Mapping[str, str]) -> None:

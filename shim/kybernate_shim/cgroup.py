@@ -167,6 +167,18 @@ def strangers(table: Table, init: int) -> list[int]:
     return found
 
 
+def told(table: Table) -> str:
+    """The processes as messages name them: pid, name, state, and what the kernel does for it."""
+    words = []
+    for pid in processes(table):
+        try:
+            name, _, rest = read(f"/proc/{pid}/stat").partition(" (")[2].rpartition(") ")
+            words.append(f"{pid} {name} {rest[:1]} {read(f'/proc/{pid}/wchan')}")
+        except OSError:  # it has ended meanwhile
+            continue
+    return ", ".join(words) or "no process"
+
+
 def switch(table: Table, frozen: bool) -> None:
     """Ask for frozen or thawed; `settled` tells when it is so. A group that is gone counts as thawed."""
     folder = freezer(table)

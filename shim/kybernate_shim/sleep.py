@@ -37,6 +37,7 @@ UNDO_SECONDS = 5.0
 REAP_SECONDS = 10.0
 FORWARD_SECONDS = 60.0
 POSTDUMP_RESERVE_SECONDS = 2.0
+THAW_EACH = 50  # looks, about a second: v1 can stay FREEZING for good; runc lets such a group run for a moment, too
 
 
 class Program:
@@ -203,16 +204,21 @@ def _stop(keeper: Keeper, until: float) -> Generator[Wait, bool, None]:
 
 def _settle(keeper: Keeper, frozen: bool, until: float) -> Generator[Wait, bool, None]:
     """Write the switch and wait until the kernel has done it: an event on v2, reading again on v1."""
-    table, pause = keeper.record.cgroups, 0.0005
+    table, pause, looks = keeper.record.cgroups, 0.0005, 0
     cgroup.switch(table, frozen)
     events = cgroup.open_events(table)
     try:
         while not cgroup.settled(table, frozen, events):
             now = time.monotonic()
             if now >= until:
-                raise Refused("deadline", f"the cgroup did not become {'frozen' if frozen else 'thawed'} in time")
+                wanted, who = "frozen" if frozen else "thawed", cgroup.told(table)
+                raise Refused("deadline", f"the cgroup did not become {wanted} in time; in it: {who}")
             if events is None:
                 yield Wait(min(now + pause, until))
+                looks += 1
+                if frozen and looks % THAW_EACH == 0:
+                    cgroup.switch(table, False)
+                    yield Wait(min(time.monotonic() + 0.005, until))
                 cgroup.switch(table, frozen)  # v1 leaves a group FREEZING until it is asked again
                 pause = min(pause * 2, 0.02)
             else:
