@@ -17,8 +17,10 @@ its library beside itself); criu/plugin.c (CRIU_LIBS_DIR).
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import os
+import py_compile
 import re
 import shutil
 import struct
@@ -92,6 +94,9 @@ def lay(payload: Payload, folder: Path, at: Path) -> None:
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     (folder / "lib/installer.py").write_text(_ENTRY.format(lib=f"{at}/lib"))
+    # Here, by this interpreter, which is the one that will run them: nothing is written into a version later.
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    compileall.compile_dir(folder / "lib", quiet=2, stripdir=folder, prependdir=at, invalidation_mode=mode)
 
 
 def python(at: Path) -> str:

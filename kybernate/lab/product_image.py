@@ -41,6 +41,8 @@ _OURS = (
 )
 _LEFT_OUT = ("__pycache__", "*.pyi", "*.proto", "py.typed", "lab")
 _NOBODY = 65532
+# Reads kubeconfigs, which a pod has none of: its credentials are its service account's. Half of the image otherwise.
+_NOT_IN_PODS = ("kubernetes",)
 _COMMAND = b"#!/usr/bin/python3\nimport sys\nfrom kybernate.cli.main import main\nsys.exit(main())\n"
 _RUNC = b"""#!/bin/sh
 # The node's own, in the node's mount namespace: for a pod with hostPID and /opt/kybernate.
@@ -57,7 +59,8 @@ class LockError(InvalidError):
 def product_image() -> Image:
     """The image of this checkout, out of the cache where it is there. Raises LockError, WheelsError, ProgramError."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lock = runtime_lock((ROOT / "requirements.lock").read_text(), project["dependencies"])
+    needed = [it for it in project["dependencies"] if _name(it) not in _NOT_IN_PODS]
+    lock = runtime_lock((ROOT / "requirements.lock").read_text(), needed)
     trees = {
         "usr/lib/kybernate": _our_packages(),
         "opt/wheels": wheels.installed(_kept(lock), cache()),

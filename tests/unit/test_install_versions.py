@@ -150,6 +150,7 @@ def test_the_own_programs_run(laid: Path, program: str) -> None:
 
 
 def test_the_installer_runs_from_there_by_the_own_python(laid: Path) -> None:
+    before = sorted(laid.rglob("*"))
     argv: list[str | Path] = [
         laid / "bin/kybernate-installer",
         "activate",
@@ -160,4 +161,5 @@ def test_the_installer_runs_from_there_by_the_own_python(laid: Path) -> None:
     ]
     said = subprocess.run([*argv, "--help"], check=True, capture_output=True, text=True, timeout=60)
     assert "the folder below PREFIX/versions" in said.stdout
-    assert not list(laid.rglob("lib/kybernate_installer/__pycache__"))
+    assert sorted(laid.rglob("*")) == before
+    assert list(laid.glob("lib/kybernate_shim/__pycache__/keeper.*.pyc"))
