@@ -25,7 +25,6 @@ kubelet makes of ConfigMaps and the like are the pod's, and only compared.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import platform
 import socket
@@ -36,18 +35,17 @@ from typing import Any
 
 import msgspec
 
-from kybernate.criu import privileges
+from kybernate.criu import addresses, privileges
 from kybernate.criu.mounts import mounts
 from kybernate.errors import ExternalError, InvalidError, RefusedError, StateLostError
 from kybernate.store.archive import pack, packed_bytes, unpack
-from kybernate_agent import processes, volumes
+from kybernate_agent import namespaces, processes, volumes
 from kybernate_agent.volumes import EMPTY_DIR, Mount
 
 FILE = "portable.json"
 LAYER, SHM = "layer.tar", "shm.tar"
 VERSION = 1
 SECONDS = 90.0  # a container's start has two minutes
-_CLONE_NEWUTS = 0x04000000
 # Instruction sets that a program chooses among at its start; others of the flags are about the kernel's ways.
 _INSTRUCTIONS = (
     "sse", "ssse", "avx", "fma", "f16c", "bmi", "abm", "aes", "vaes", "pclmul", "vpclmul", "popcnt", "movbe", "sha_ni",
@@ -79,6 +77,10 @@ class BundleError(InvalidError):
     """{path} cannot be read: {cause}"""
 
 
+class ViewError(ExternalError):
+    """The images cannot be shown with the pod's new addresses in {path}: {cause}"""
+
+
 class HostNameError(ExternalError):
     """The host name of process {pid} cannot be set to {name}: {cause}"""
 
@@ -96,6 +98,7 @@ class Facts:
     mounts: tuple[Mount, ...]
     allowed: privileges.Allowed
     shm: str = ""
+    addresses: tuple[str, ...] = ()
 
 
 class Saved(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -114,6 +117,7 @@ class Saved(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     instructions: tuple[str, ...]
     archives: dict[str, str]
     shm: bool
+    addresses: tuple[str, ...]
 
 
 async def facts_of(bundle: Path, digest: str = "") -> Facts:
@@ -187,10 +191,21 @@ def _facts_of(bundle: Path, digest: str) -> Facts:
             upper=processes.writable_layer_of_bundle(bundle),
             mounts=found,
             allowed=privileges.allowed(config),
+            addresses=_addresses(config),
             shm=next((it.source for it in found if it.destination == "/dev/shm" and it.kind == "sandbox"), ""),
         )
     except (OSError, msgspec.MsgspecError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(path=str(path), cause=str(error)) from error
+
+
+def _addresses(config: dict[str, Any]) -> tuple[str, ...]:
+    """Of the pod; none where its network is gone, or the host's."""
+    spaces = (config.get("linux") or {}).get("namespaces") or ()
+    path = next((space.get("path", "") for space in spaces if space.get("type") == "network"), "")
+    try:
+        return namespaces.inside(path, namespaces.NETWORK, namespaces.addresses) if path else ()
+    except OSError:
+        return ()
 
 
 def instructions() -> tuple[str, ...]:
@@ -248,6 +263,7 @@ def _save(images: Path, container: Facts, whole: bool, until: float) -> None:
         instructions=instructions(),
         archives={n: _archive_of(n) for n in _empty_dirs(container) if _archive_of(n) in pieces},
         shm=SHM in pieces,
+        addresses=container.addresses,
     )
     fd = os.open(images / FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as out:
@@ -296,7 +312,23 @@ def _restore(images: Path, new: Facts, until: float) -> bool:
     return saved.whole
 
 
-# -- after a restore
+# -- another network and host name
+
+
+async def images_for(images: Path, bundle: Path, view: Path) -> Path:
+    """The folder for CRIU to restore `images` from that have moved: another one where sockets are bound to an address
+    of the former pod, with this pod's in its place. Raises BundleError, ImageFormatError, StateLostError, ViewError."""
+    try:
+        return await asyncio.to_thread(_images_for, images, bundle, view)
+    except OSError as error:
+        raise ViewError(path=str(view), cause=str(error)) from error
+
+
+def _images_for(images: Path, bundle: Path, view: Path) -> Path:
+    saved = load(images)
+    before = saved.addresses if saved else ()
+    instead = addresses.replacements(before, _facts_of(bundle, "").addresses)
+    return addresses.readdressed(images, view, instead) if instead else images
 
 
 async def name_host(pid: int, bundle: Path) -> None:
@@ -304,29 +336,16 @@ async def name_host(pid: int, bundle: Path) -> None:
     share. The pod's stands in its /etc/hostname. Raises HostNameError, BundleError."""
     facts = await facts_of(bundle)
     source = next((it.source for it in facts.mounts if it.destination == "/etc/hostname"), "")
-    if source:
-        await asyncio.to_thread(_name_host, pid, source)
-
-
-def _name_host(pid: int, source: str) -> None:
-    """In a thread: of its namespaces only this thread's change, and change back."""
+    if not source:
+        return
     name = ""
     try:
-        name = Path(source).read_text().strip()
-        spaces = [
-            os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (f"/proc/{pid}/ns/uts", "/proc/thread-self/ns/uts")
-        ]
-        libc = ctypes.CDLL(None, use_errno=True)
-        try:
-            if libc.setns(spaces[0], _CLONE_NEWUTS):
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            try:
-                if name and socket.gethostname() != name:
-                    socket.sethostname(name)
-            finally:
-                libc.setns(spaces[1], _CLONE_NEWUTS)
-        finally:
-            for fd in spaces:
-                os.close(fd)
+        name = (await asyncio.to_thread(Path(source).read_text)).strip()
+        await asyncio.to_thread(namespaces.inside, f"/proc/{pid}/ns/uts", namespaces.UTS, lambda: _set_name(name))
     except OSError as error:
         raise HostNameError(pid=pid, name=name, cause=str(error)) from error
+
+
+def _set_name(name: str) -> None:
+    if name and socket.gethostname() != name:
+        socket.sethostname(name)

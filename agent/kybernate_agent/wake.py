@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+VIEW = "images"  # in a restore's work folder
 BACK_OFF_SECONDS = (1.0, 5.0, 30.0, 120.0)
 
 
@@ -77,6 +79,8 @@ async def _restore(actor: Actor, stage: Stage, stand: criu.Stand) -> None:
     work = actor.work_folder("restore")
     images = services.store.images(manifest)
     moved = portable.has_moved(images, record.pod.sandbox)
+    if moved:
+        images = await portable.images_for(images, Path((await actor.keeper.state()).bundle), work / VIEW)
     # From here on a restored copy may live: its images must be known as not yet superseded before it does.
     record.unproven = manifest.epoch
     try:
@@ -168,5 +172,7 @@ async def prove(actor: Actor, stage: Stage) -> None:
     """The restored application has lived: what it came from may go."""
     stage.step("retire", epoch=actor.record.unproven)
     await retire(actor)
+    # Links to the images, which else stay on the disk. A restore that no agent saw the end of comes by here too.
+    await asyncio.to_thread(shutil.rmtree, actor.work / "restore" / VIEW, ignore_errors=True)
     actor.record.unproven = 0
     actor.record.stored_bytes = 0

@@ -18,6 +18,7 @@ from kybernate.criu.errors import ImageFormatError
 
 _IMAGE, _SERVICE = 0x54564319, 0x55105940  # what all images, and all of CRIU's notes to itself, begin with
 MOUNTPOINTS = struct.pack("<II", _IMAGE, 0x55563928)
+FILES = struct.pack("<II", _IMAGE, 0x56303138)
 CORE = struct.pack("<II", _IMAGE, 0x55053847)
 STATS = struct.pack("<II", _SERVICE, 0x57093306)
 _MOST_BYTES = 64 << 20

@@ -129,8 +129,9 @@ class Bed:
         work = self.folder / f"restore-{uuid.uuid4().hex[:6]}"
         work.mkdir()
         try:
+            source = await portable.images_for(images, Path((await keeper.state()).bundle), work / "images")
             conf = criu.restore_conf(external=stand.make(skeleton.load(images)), keep_connections=not moved)
-            await keeper.restore(images, work, conf, SECONDS)
+            await keeper.restore(source if moved else images, work, conf, SECONDS)
         except KybernateError as error:
             return criu.explain(work / "restore.log", str(error))
         finally:

@@ -116,6 +116,18 @@ HELD = {
         "[ctypes.string_at(a, 4).decode(), libc.shmget(4711, 4096, 0o600) >= 0]",
         ["kept", True],
     ),
+    "a listener on the pod's own address": (
+        "own = lambda: socket.gethostbyname(socket.gethostname()); s = socket.create_server((own(), 9090))",
+        "[s.getsockname() == (own(), 9090), "
+        "(socket.create_connection((own(), 9090), 5).close(), s.accept()[0].close())[1]]",
+        [True, None],
+    ),
+    "a UDP socket with a peer outside": (
+        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.connect(('198.51.100.1', 53)); "
+        "own = lambda: socket.gethostbyname(socket.gethostname())",
+        "[u.getsockname()[0] == own(), u.getpeername()[0], u.send(b'x')]",
+        [True, "198.51.100.1", 1],
+    ),
     "a UDP socket that listens and one that has a peer": (
         "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('', 5353)); "
         "v = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); v.connect(('127.0.0.1', 5353))",

@@ -54,9 +54,17 @@ def ask(agent: Agent, name: str) -> dict[str, Any]:
     return eventually(look, 60, f"{name} answers")
 
 
-def begin(agent: Agent, name: str, **container: Any) -> None:
+OWN_ADDRESS = """
+import threading
+own = socket.create_server((socket.gethostbyname(socket.gethostname()), 9090))
+threading.Thread(target=lambda: [own.accept()[0].close() for _ in iter(int, 1)], daemon=True).start()
+"""
+
+
+def begin(agent: Agent, name: str) -> None:
+    """It listens on its pod's own address too, which is another after a restart."""
     with agent.client() as client:
-        client.apply(manifest(name, container or None), f"{name}.yaml")
+        client.apply(manifest(name, {"env": [{"name": "EXTRA", "value": OWN_ADDRESS}]}), f"{name}.yaml")
     agent.wait(name, "Running")
     assert ask(agent, name)["count"] == 1
 
@@ -89,8 +97,13 @@ def test_what_was_parked_counts_on_after_a_restart_and_after_another(agent: Agen
         assert [now[name] for name in ("layer", "data", "shm")] == [counts, counts, counts]
         assert (now["page"], now["link"], now["removed"]) == (now["count"], "not open", True)
         assert "Rescued" in events(agent, "keep")
+        with socket.create_connection((agent.get("keep").ip, 9090), 30) as own:
+            assert own.recv(1) == b"", "it was accepted, and closed"
     agent.order("park", "keep")
     assert ask(agent, "keep")["count"] == before["count"] + 3, "and in place as ever"
+    work = agent.state / "lib" / "work" / "keep-0" / "restore"
+    eventually(lambda: not (work / "images").exists(), 30, "no links keep its old images on the disk")
+    eventually(lambda: list(agent.state.glob("lib/**/pages-1.img")) == [], 30, "its images are gone")
 
 
 def test_an_agent_that_dies_in_the_midst_loses_nothing(agent: Agent) -> None:

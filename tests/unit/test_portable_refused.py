@@ -40,6 +40,7 @@ SAVED = Saved(
     instructions=("avx2", "sse2"),
     archives={},
     shm=False,
+    addresses=(),
 )
 NEW = Facts("new", "uid-2", "s-2", "registry/app:1", "", "/upper", MOUNTS, ALLOWED)
 

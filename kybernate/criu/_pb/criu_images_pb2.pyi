@@ -130,3 +130,23 @@ class Core(_message.Message):
     tc: TaskCore
     thread_core: ThreadCore
     def __init__(self, tc: _Optional[_Union[TaskCore, _Mapping]] = ..., thread_core: _Optional[_Union[ThreadCore, _Mapping]] = ...) -> None: ...
+
+class InetSocket(_message.Message):
+    __slots__ = ("proto", "state", "src_port", "src_addr", "dst_addr")
+    PROTO_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SRC_PORT_FIELD_NUMBER: _ClassVar[int]
+    SRC_ADDR_FIELD_NUMBER: _ClassVar[int]
+    DST_ADDR_FIELD_NUMBER: _ClassVar[int]
+    proto: int
+    state: int
+    src_port: int
+    src_addr: _containers.RepeatedScalarFieldContainer[int]
+    dst_addr: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, proto: _Optional[int] = ..., state: _Optional[int] = ..., src_port: _Optional[int] = ..., src_addr: _Optional[_Iterable[int]] = ..., dst_addr: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class File(_message.Message):
+    __slots__ = ("isk",)
+    ISK_FIELD_NUMBER: _ClassVar[int]
+    isk: InetSocket
+    def __init__(self, isk: _Optional[_Union[InetSocket, _Mapping]] = ...) -> None: ...
