@@ -162,7 +162,7 @@ class Doer:
         patch = {"metadata": metadata | {"finalizers": list(action.finalizers) or None}}
         namespace = target.key.namespace
         await self._client.merge_patch(GPU_INSTANCES, Instance, action.name, patch, namespace, manager=MANAGER)
-        target.known.released.add(action.uid)
+        target.known.gone.add(action.uid)
 
     async def _set_serving(self, action: actions.SetServing, target: Target) -> None:
         condition = {"type": names.SERVING, "status": str(action.serving), "reason": action.reason}
@@ -215,12 +215,15 @@ class Doer:
         """Read what the action was about, so that the next look does not stumble over the same stale object."""
         namespace = target.key.namespace
         try:
-            if isinstance(action, actions.ApplyInstance | actions.ReleaseInstance):
-                target.caches.instances.absorb(await self._client.get(GPU_INSTANCES, Instance, action.name, namespace))
-            elif isinstance(action, actions.SetServing | actions.ResizePod | actions.AdoptPod):
-                target.caches.pods.absorb(await self._client.get(PODS, Pod, action.name, namespace))
+            match action:
+                case actions.ApplyInstance() | actions.ReleaseInstance() | actions.DeleteInstance():
+                    instance = await self._client.get(GPU_INSTANCES, Instance, action.name, namespace)
+                    target.caches.instances.absorb(instance)
+                case actions.SetServing() | actions.ResizePod() | actions.AdoptPod() | actions.DeletePod():
+                    target.caches.pods.absorb(await self._client.get(PODS, Pod, action.name, namespace))
         except ApiNotFoundError:
-            return  # the watch will say so
+            if uid := getattr(action, "uid", ""):
+                target.known.gone.add(uid)
 
 
 def _status(action: actions.WriteStatus) -> dict[str, Any]:

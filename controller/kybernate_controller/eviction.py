@@ -4,7 +4,7 @@
     empty                         any                                     anywhere
     of a node that exists         nothing is kept: Waiting, no tier,      anywhere
                                   of the pod that spec.podUID names
-    of a node that exists         anything else, or none                  only there: state may be there, until the agent
+    of a node that exists         anything else, or none                  only there: state may be there until the agent
                                                                           says otherwise; a node that cannot be reached
                                                                           counts as well
     of no Node object, or one     a tier, or StateLost                    none: the state is lost, which is said; with

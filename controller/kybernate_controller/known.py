@@ -22,8 +22,8 @@ class Known:
     findings: Findings = field(default_factory=Findings)
     ended: set[str] = field(default_factory=set)
     """Uids whose deletion was asked for, as long as a cache shows them."""
-    released: set[str] = field(default_factory=set)
-    """Uids of instances whose finalizer was taken away, as long as a cache shows them."""
+    gone: set[str] = field(default_factory=set)
+    """Uids of what no longer exists, as long as a cache shows them."""
     doubts_at: float | None = None
     """When refusals are no longer believed."""
     now: float = 0.0
@@ -37,13 +37,13 @@ class Known:
             self.doubts_at = None
         self.generation = generation
         self.ended.intersection_update(shown)
-        self.released.intersection_update(shown)
+        self.gone.intersection_update(shown)
 
     @property
     def empty(self) -> bool:
         """Nothing is lost with it."""
         found = self.findings
-        return not (found.templates or found.taken or found.refused or found.unsized or self.ended or self.released)
+        return not (found.templates or found.taken or found.refused or found.unsized or self.ended or self.gone)
 
     def again_in(self, now: float) -> float | None:
         """Seconds until a refusal is to be tried again."""

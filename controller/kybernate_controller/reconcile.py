@@ -59,18 +59,23 @@ class Reconciler:
 
     async def __call__(self, key: Key) -> float | None:
         known = self._known.setdefault(key, Known())
+        idle = 0
         try:
             for _ in range(ROUNDS):
-                if not await self._round(key, known):
+                wanted, done = await self._round(key, known)
+                if not wanted:
                     return known.again_in(self._clock())
+                idle = 0 if done else idle + 1
+                if idle > 1:  # nothing that we ask for fits the world any more: the caches will say why
+                    return 1.0
             log.warning("%s: still something to do after %d rounds", key, ROUNDS)
             return 1.0
         finally:
             if known.empty:
                 self._known.pop(key, None)
 
-    async def _round(self, key: Key, known: Known) -> bool:
-        """Plan and do once; whether there may be more."""
+    async def _round(self, key: Key, known: Known) -> tuple[int, int]:
+        """Plan and do once: how many writes were wanted, and done."""
         snapshot = self._snapshot(key, known)
         actions = plan(snapshot, now_text())
         if any(action.final for action in actions):
@@ -78,20 +83,22 @@ class Reconciler:
             actions = plan(snapshot, now_text())
         writes = [action for action in actions if not isinstance(action, WriteStatus)]
         target = Target(key, known, self._caches, now_text)
+        done = 0
         for start in range(0, len(writes), AT_ONCE):
             batch = writes[start : start + AT_ONCE]
             results = await asyncio.gather(*(self._do(a, target, snapshot) for a in batch), return_exceptions=True)
             for result in results:
                 if isinstance(result, BaseException):
                     raise result
+                done += result
         if not writes:
             for action in actions:
                 await self._do(action, target, snapshot)
-        return bool(writes)
+        return len(writes), done
 
-    async def _do(self, action: Action, target: Target, snapshot: Snapshot) -> None:
+    async def _do(self, action: Action, target: Target, snapshot: Snapshot) -> bool:
         if not await self._doer.do(action, target):
-            return
+            return False
         self.done[type(action).__name__] += 1
         events = action.events if isinstance(action, WriteStatus) else (action.event,) if action.event else ()
         log.log(
@@ -104,6 +111,7 @@ class Reconciler:
         if snapshot.workload is not None:
             for event in events:
                 self._tell(snapshot.workload, event)
+        return True
 
     def _snapshot(self, key: Key, known: Known) -> Snapshot:
         """What the caches say."""
@@ -171,8 +179,8 @@ class Reconciler:
             namespace=key.namespace,
             name=key.name,
             workload=workload,
-            pods=list(pods),
-            instances=[instance for instance in instances if instance.metadata.uid not in known.released],
+            pods=[pod for pod in pods if pod.metadata.uid not in known.gone],
+            instances=[instance for instance in instances if instance.metadata.uid not in known.gone],
             nodes=nodes,
             findings=known.findings,
             ended=frozenset(known.ended),

@@ -28,7 +28,7 @@ def steps(members: list[Replica], container: str, *, release: bool, unsized: dic
     """The pods whose requests are to be changed."""
     for member in members:
         pod = member.alive
-        if pod is None or not pod.spec.node_name or pod.metadata.uid in unsized or obstacle(pod, container):
+        if pod is None or not _is_instance(member, pod) or pod.metadata.uid in unsized or obstacle(pod, container):
             continue
         managed = _container(pod, container)
         if managed is None:
@@ -38,6 +38,12 @@ def steps(members: list[Replica], container: str, *, release: bool, unsized: dic
         changed = {name: amount for name, amount in wanted.items() if name in held and not _same(held[name], amount)}
         if changed:
             yield ResizePod(name=pod.metadata.name, uid=pod.metadata.uid, container=container, requests=changed)
+
+
+def _is_instance(member: Replica, pod: Pod) -> bool:
+    """What is said of the instance is about this pod."""
+    instance = member.instance
+    return instance is not None and instance.spec.pod_uid == pod.metadata.uid and bool(pod.spec.node_name)
 
 
 def obstacle(pod: Pod, container: str) -> str:

@@ -42,6 +42,8 @@ def choose(workload: str, found: Mapping[int, Replica], wanted: int) -> Scale:
 
 def _worth(replica: Replica) -> tuple[int, int]:
     """The lower, the sooner it goes."""
+    if replica.instance is None:
+        return (-1, -replica.ordinal)  # never an instance yet, or the pod of one that has gone
     if replica.state == STATE_LOST:
         return (0, -replica.ordinal)
     rank = {NVME: 2, RAM: 3}.get(replica.tier)
