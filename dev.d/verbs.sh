@@ -7,7 +7,10 @@ verb_setup() {
 }
 
 verb_demo() {
-    setup_packages python node
+    case " $* " in
+        *" --cluster "*) setup_packages python node cluster ;;
+        *) setup_packages python node ;;
+    esac
     setup_python
     python_as_root -m kybernate.cli demo "$@"
 }

@@ -16,6 +16,7 @@ TESTS = "kybtest-"
 """Test sessions name their labs so, followed by their pid; data below /var/tmp, the rest below /run."""
 CLUSTER = Path("/var/tmp/kybernate-cluster")
 """The cluster of `./dev cluster`."""
+CLUSTER_DEMO = Path("/var/tmp/kybernate-cluster-demo")
 TEST_CLUSTERS = "kybcluster-"
 """Test sessions name their clusters so, followed by their pid and a number; folders below /var/tmp."""
 
@@ -49,9 +50,10 @@ def main() -> int:
             print("removed the demo")
         for name in remove_dead_tests():
             print(f"removed the test lab {name}")
-        if CLUSTER.exists():
-            Cluster(CLUSTER, CLUSTER.name).down()
-            print("removed the cluster")
+        for folder, what in ((CLUSTER, "the cluster"), (CLUSTER_DEMO, "the cluster of the demo")):
+            if folder.exists():
+                Cluster(folder, folder.name).down()
+                print(f"removed {what}")
         for name in remove_dead_clusters():
             print(f"removed the test cluster {name}")
     except KybernateError as error:

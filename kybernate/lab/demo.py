@@ -1,4 +1,4 @@
-"""`python -m kybernate.lab.demo [--keep]`: a model server goes to sleep and comes back, live, on this machine.
+"""`python -m kybernate.lab.demo [--keep] [--cluster]`: a model server goes to sleep and comes back, live.
 
 All of it is real and none of it stays: a containerd of its own, the installed shim, the agent, and a server with a
 loaded model. Every figure is measured while it is shown; what should hold and does not ends the demo with an error.
@@ -81,10 +81,10 @@ def duration(seconds: float | None) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
 
 
-def ask(ip: str) -> Answer:
+def ask(ip: str, port: int = PORT) -> Answer:
     """One request over a connection of its own. Raises OSError, http.client.HTTPException."""
     began = time.monotonic()
-    connection = http.client.HTTPConnection(ip, PORT, timeout=ANSWER_SECONDS)
+    connection = http.client.HTTPConnection(ip, port, timeout=ANSWER_SECONDS)
     try:
         connection.request("GET", f"/rank?query={quote(QUERY)}")
         body = json.loads(connection.getresponse().read())
@@ -249,10 +249,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="kybernate demo", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--keep", action="store_true", help="leave it running, and say how to go on by hand")
     parser.add_argument("--name", default=DEMO, help="what its folders below /run and /var/lib are called")
+    parser.add_argument("--cluster", action="store_true", help="the README's quick start, on a Kubernetes cluster")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        run_demo(options.keep, options.name)
+        if options.cluster:
+            from kybernate.lab.cluster_demo import run_cluster_demo  # which imports this module
+
+            run_cluster_demo(options.keep)
+        else:
+            run_demo(options.keep, options.name)
     except KybernateError as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return error.exit_code
