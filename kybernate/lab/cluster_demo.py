@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from kybernate.errors import KybernateError
-from kybernate.lab.clean import CLUSTER_DEMO
 from kybernate.lab.cluster import Cluster
 from kybernate.lab.demo import (
     ANSWER_SECONDS,
@@ -144,12 +143,12 @@ def go_on(cluster: Cluster) -> str:
 `./dev clean` ends it and removes everything."""
 
 
-def run_cluster_demo(keep: bool) -> None:
+def run_cluster_demo(keep: bool, name: str) -> None:
     """Raises KybernateErrors; leaves nothing behind, unless it succeeds and `keep` is wanted."""
     if os.geteuid() != 0:
         raise NotRootError
-    with alone(CLUSTER_DEMO.name):
-        _on_cluster(Cluster(CLUSTER_DEMO, CLUSTER_DEMO.name), Show(), keep)
+    with alone(name):
+        _on_cluster(Cluster(Path("/var/tmp", name), name), Show(), keep)
 
 
 def _on_cluster(cluster: Cluster, show: Show, keep: bool) -> None:

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from kybernate.agentapi.client import AgentClient
 from kybernate.errors import DeadlineError, ExternalError, KybernateError, RefusedError
-from kybernate.lab.clean import DEMO
+from kybernate.lab.clean import CLUSTER_DEMO, DEMO
 from kybernate.lab.images import python_image
 from kybernate.lab.node import LabNode, alone
 
@@ -248,7 +248,7 @@ def timed(show: Show, what: str, do: Callable[[], Any], text: str = "") -> Any:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="kybernate demo", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--keep", action="store_true", help="leave it running, and say how to go on by hand")
-    parser.add_argument("--name", default=DEMO, help="what its folders below /run and /var/lib are called")
+    parser.add_argument("--name", help=f"what its folders are called ({DEMO}, {CLUSTER_DEMO.name})")
     parser.add_argument("--cluster", action="store_true", help="the README's quick start, on a Kubernetes cluster")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -256,9 +256,9 @@ def main() -> int:
         if options.cluster:
             from kybernate.lab.cluster_demo import run_cluster_demo  # which imports this module
 
-            run_cluster_demo(options.keep)
+            run_cluster_demo(options.keep, options.name or CLUSTER_DEMO.name)
         else:
-            run_demo(options.keep, options.name)
+            run_demo(options.keep, options.name or DEMO)
     except KybernateError as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return error.exit_code

@@ -56,13 +56,16 @@ class LockError(InvalidError):
     """{lock}: it has no entry for {package}, which pyproject.toml needs. Make the lock anew (CONTRIBUTING.md)."""
 
 
-def product_image() -> Image:
-    """The image of this checkout, out of the cache where it is there. Raises LockError, WheelsError, ProgramError."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+def product_image(root: Path = ROOT, tag: str = "") -> Image:
+    """The image of a checkout, out of the cache where it is there; its tag is the version if no other is given.
+
+    Raises LockError, WheelsError, ProgramError.
+    """
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     needed = [it for it in project["dependencies"] if _name(it) not in _NOT_IN_PODS]
-    lock = runtime_lock((ROOT / "requirements.lock").read_text(), needed)
+    lock = runtime_lock((root / "requirements.lock").read_text(), needed)
     trees = {
-        "usr/lib/kybernate": _our_packages(),
+        "usr/lib/kybernate": _our_packages(root),
         "opt/wheels": wheels.installed(_kept(lock), cache()),
     }
     etc = {
@@ -91,7 +94,7 @@ def product_image() -> Image:
     }
     config = {"Cmd": ["/usr/bin/kybernate", "help"], "Env": [f"{name}={value}" for name, value in environment.items()]}
     contents = Contents(_PACKAGES, files, links, trees, compile_python=True)
-    return build(f"{NAME}:{project['version']}", contents, config)
+    return build(f"{NAME}:{tag or project['version']}", contents, config)
 
 
 def runtime_lock(lock: str, dependencies: Iterable[str]) -> str:
@@ -126,14 +129,14 @@ def _kept(text: str) -> Path:
     return target
 
 
-def _our_packages() -> Path:
+def _our_packages(root: Path) -> Path:
     """A folder with our packages, whose name is the hash of what is in it; modes do not depend on this checkout's."""
     target_parent = cache() / "packages"
     target_parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target_parent, prefix=".making-") as making:
         fresh = Path(making, "packages")
         for package in _OURS:
-            source = ROOT / package
+            source = root / package
             if source.is_dir():
                 shutil.copytree(source, fresh / source.name, ignore=shutil.ignore_patterns(*_LEFT_OUT))
         digest = hashlib.sha256()
