@@ -180,7 +180,7 @@ async def carry_layer(actor: Actor, bundle: Path) -> None:
     """Put the state's files into the container of `bundle`: what lies with the images, and the writable layer of the
     container before where it does not. Raises as `portable.restore` and `copy_layer`; StateLostError."""
     manifest = await asyncio.to_thread(wake.verified, actor)
-    new = await portable.facts_of(bundle)
+    new = await portable.facts_of(bundle, actor.services.config.containerd_socket)
     filled = await portable.restore(actor.services.store.images(manifest), new)
     old = actor.record.pod.upper
     if not filled and old and new.upper and old != new.upper:

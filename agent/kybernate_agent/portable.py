@@ -15,7 +15,9 @@ only one that is to go elsewhere (`whole`) saves the rest. When a piece is put b
 
                                 same sandbox     same pod, new sandbox     another pod
     layer                       carried          carried, or unpacked      unpacked
-    emptyDir                    is there         unpacked where empty      replaced
+    emptyDir                    is there         is there; replaced if     replaced
+                                                 it lay in memory and the
+                                                 machine has restarted
     /dev/shm                    is there         replaced                  replaced
 
 *Carried* is copied from the container before, by the caller, where that is still there. PVCs, hostPaths and what the
@@ -25,11 +27,12 @@ kubelet makes of ConfigMaps and the like are the pod's, and only compared.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import platform
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +40,13 @@ import msgspec
 
 from kybernate.criu import addresses, privileges
 from kybernate.criu.mounts import mounts
-from kybernate.errors import ExternalError, InvalidError, RefusedError, StateLostError
+from kybernate.errors import ExternalError, InvalidError, KybernateError, RefusedError, StateLostError
 from kybernate.store.archive import pack, packed_bytes, unpack
 from kybernate_agent import namespaces, processes, volumes
+from kybernate_agent.standalone.cri import Cri
 from kybernate_agent.volumes import EMPTY_DIR, Mount
+
+log = logging.getLogger(__name__)
 
 FILE = "portable.json"
 LAYER, SHM = "layer.tar", "shm.tar"
@@ -87,7 +93,7 @@ class HostNameError(ExternalError):
 
 @dataclass(frozen=True)
 class Facts:
-    """A container as its bundle says. `digest` is the image's own id where it is known; `upper` the writable layer."""
+    """A container as its bundle says. `digest` is the image's own where it is known; `upper` the writable layer."""
 
     container: str
     pod_uid: str
@@ -102,7 +108,8 @@ class Facts:
 
 
 class Saved(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """portable.json. `archives` maps the names of emptyDirs to their files; `allowed` is what its configuration was."""
+    """portable.json. `archives` maps the names of emptyDirs to their files, `in_memory` are those that a restart of the
+    machine (another `boot`) takes away; `allowed` is what the container's configuration was."""
 
     version: int = VERSION
     whole: bool
@@ -116,13 +123,29 @@ class Saved(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     architecture: str
     instructions: tuple[str, ...]
     archives: dict[str, str]
+    in_memory: tuple[str, ...]
+    boot: str
     shm: bool
     addresses: tuple[str, ...]
 
 
-async def facts_of(bundle: Path, digest: str = "") -> Facts:
-    """Of a container with a mounted root file system; it needs no process. Raises BundleError."""
-    return await asyncio.to_thread(_facts_of, bundle, digest)
+async def facts_of(bundle: Path, socket: str = "") -> Facts:
+    """Of a container with a mounted root file system; it needs no process. containerd at `socket` is asked for the
+    image's digest. Raises BundleError."""
+    facts = await asyncio.to_thread(_facts_of, bundle)
+    return replace(facts, digest=await _digest(socket, facts.container)) if socket else facts
+
+
+async def _digest(socket: str, container: str) -> str:
+    """Empty where containerd cannot say: then the image's name counts."""
+    cri = Cri(socket)
+    try:
+        return (await cri.container_status(container)).image_ref
+    except KybernateError as error:
+        log.warning("the image of container %s: only its name counts: %s", container, error)
+        return ""
+    finally:
+        await cri.close()
 
 
 async def needed_bytes(container: Facts, whole: bool, seconds: float = SECONDS) -> int:
@@ -175,7 +198,7 @@ def load(images: Path) -> Saved | None:
 # -- facts
 
 
-def _facts_of(bundle: Path, digest: str) -> Facts:
+def _facts_of(bundle: Path) -> Facts:
     path = bundle / "config.json"
     try:
         config: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
@@ -187,7 +210,7 @@ def _facts_of(bundle: Path, digest: str) -> Facts:
             pod_uid=uid,
             sandbox=sandbox,
             image=notes.get("io.kubernetes.cri.image-name", ""),
-            digest=digest,
+            digest="",
             upper=processes.writable_layer_of_bundle(bundle),
             mounts=found,
             allowed=privileges.allowed(config),
@@ -224,14 +247,14 @@ def instructions() -> tuple[str, ...]:
 
 def _pieces(container: Facts, whole: bool) -> dict[str, Path]:
     """{file: the folder that it holds}, for one save."""
-    in_memory = {mount.mountpoint for mount in mounts("self") if mount.kind == "tmpfs"}
     found = {}
     if whole:
         if not container.upper:
             raise NotPortableError(container=container.container, problem="its root file system is no overlay")
         found[LAYER] = Path(container.upper)
+    in_memory = _in_memory(container)
     for name, folder in _empty_dirs(container).items():
-        if whole or folder in in_memory:
+        if whole or name in in_memory:
             found[_archive_of(name)] = Path(folder)
     if container.shm and os.path.isdir(container.shm):
         found[SHM] = Path(container.shm)
@@ -242,8 +265,18 @@ def _empty_dirs(container: Facts) -> dict[str, str]:
     return {mount.name: mount.volume for mount in container.mounts if mount.kind == EMPTY_DIR}
 
 
+def _in_memory(container: Facts) -> tuple[str, ...]:
+    """emptyDirs of medium Memory: a tmpfs is mounted there."""
+    places = {mount.mountpoint for mount in mounts("self") if mount.kind == "tmpfs"}
+    return tuple(name for name, folder in _empty_dirs(container).items() if folder in places)
+
+
 def _archive_of(name: str) -> str:
     return f"emptydir-{name}.tar"
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _save(images: Path, container: Facts, whole: bool, until: float) -> None:
@@ -262,6 +295,8 @@ def _save(images: Path, container: Facts, whole: bool, until: float) -> None:
         architecture=platform.machine(),
         instructions=instructions(),
         archives={n: _archive_of(n) for n in _empty_dirs(container) if _archive_of(n) in pieces},
+        in_memory=_in_memory(container),
+        boot=_boot(),
         shm=SHM in pieces,
         addresses=container.addresses,
     )
@@ -275,8 +310,7 @@ def _save(images: Path, container: Facts, whole: bool, until: float) -> None:
 
 def refuse_other(saved: Saved, new: Facts, found: tuple[str, ...], architecture: str) -> None:
     """Raises the error of what differs between the container that was dumped and the new one. Pure."""
-    same = saved.digest == new.digest if saved.digest and new.digest else saved.image == new.image
-    if not same:
+    if not _same_image(saved, new):
         old, now = (f"{it.image} ({it.digest})" if it.digest else it.image for it in (saved, new))
         raise ImageDiffersError(container=new.container, old=old, new=now)
     if problem := volumes.difference(saved.mounts, new.mounts):
@@ -290,19 +324,26 @@ def refuse_other(saved: Saved, new: Facts, found: tuple[str, ...], architecture:
         raise NotPortableError(container=new.container, problem=problem)
 
 
+def _same_image(saved: Saved, new: Facts) -> bool:
+    """containerd says `<repository>@<digest>` of a pulled image and the id of another: only like is compared."""
+    (_, at_old, old), (_, at_new, now) = saved.digest.rpartition("@"), new.digest.rpartition("@")
+    if old and now and at_old == at_new:
+        return old == now
+    return saved.image == new.image
+
+
 def _restore(images: Path, new: Facts, until: float) -> bool:
     saved = load(images)
     if saved is None:
         raise NotPortableError(container=new.container, problem="its images were made by an older agent")
     refuse_other(saved, new, instructions(), platform.machine())
     privileges.refuse_exceeding(new.container, privileges.held(images), new.allowed, saved.allowed)
-    same_pod = saved.pod_uid == new.pod_uid
     if saved.sandbox != new.sandbox:
         folders = _empty_dirs(new)
         for name, file in saved.archives.items():
-            folder = Path(folders[name])
-            if not same_pod or not os.listdir(folder):
-                unpack(images / file, folder, until, replace=True)
+            gone = saved.boot != _boot() and name in saved.in_memory
+            if gone or saved.pod_uid != new.pod_uid:
+                unpack(images / file, Path(folders[name]), until, replace=True)
         if saved.shm:
             unpack(images / SHM, Path(new.shm), until, replace=True)
     if saved.whole:
@@ -327,7 +368,7 @@ async def images_for(images: Path, bundle: Path, view: Path) -> Path:
 def _images_for(images: Path, bundle: Path, view: Path) -> Path:
     saved = load(images)
     before = saved.addresses if saved else ()
-    instead = addresses.replacements(before, _facts_of(bundle, "").addresses)
+    instead = addresses.replacements(before, _facts_of(bundle).addresses)
     return addresses.readdressed(images, view, instead) if instead else images
 
 

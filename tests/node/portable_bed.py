@@ -88,7 +88,7 @@ class Bed:
         def answer(request: dict[str, Any]) -> dict[str, Any]:
             try:
                 self.store.check(manifest)
-                facts = asyncio.run(portable.facts_of(Path(request["bundle"])))
+                facts = asyncio.run(portable.facts_of(Path(request["bundle"]), str(self.bed.containerd.socket)))
                 self.carried = not asyncio.run(portable.restore(self.store.images(manifest), facts))
             except KybernateError as error:
                 self.refused = error
@@ -102,7 +102,7 @@ class Bed:
         keeper = Keeper(self.bed.run, pod.container)
         await keeper.freeze()
         state = await keeper.state()
-        facts = await portable.facts_of(Path(state.bundle))
+        facts = await portable.facts_of(Path(state.bundle), str(self.bed.containerd.socket))
         self._epoch += 1
         staging = self.store.stage("keep-0", self._epoch, await portable.needed_bytes(facts, whole))
         known = skeleton.skeletons(state.init_pid)

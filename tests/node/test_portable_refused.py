@@ -12,7 +12,7 @@ import pytest
 from kybernate_agent.instance import Pod
 from kybernate_agent.keepers import Keeper
 from kybernate_agent.portable import ImageDiffersError, MountDiffersError, NotPortableError
-from node_bed import NodeBed
+from node_bed import PYTHON_IMAGE, NodeBed
 from portable_bed import Bed, Client, first, manifest, portable_bed, workload
 
 from kybernate.api import GpuWorkload, load
@@ -72,6 +72,18 @@ async def test_another_image_mount_or_user_is_refused_and_the_same_comes_back(be
     client = await first(new)
     assert client.ask()["count"] == 2
     client.close()
+
+
+async def test_another_image_under_the_same_name_is_refused(bed: Bed) -> None:
+    moving = "localhost/kybernate-test-moving:1"
+    bed.bed.load(python_image(OTHER_IMAGE, env={"OTHER": "1"}))
+    bed.bed.containerd.ctr("images", "tag", "--force", PYTHON_IMAGE, moving)
+    _, of = await parked(bed, workload("keep", {"image": moving}))
+    bed.bed.containerd.ctr("images", "tag", "--force", OTHER_IMAGE, moving)
+    error = await refusal(bed, workload("keep", {"image": moving}), of)
+    assert isinstance(error, ImageDiffersError)
+    assert str(error).count(moving) == 2
+    assert str(error).count("sha256:") == 2
 
 
 async def test_what_was_parked_for_its_own_pod_alone_is_refused_in_another(bed: Bed) -> None:

@@ -39,6 +39,8 @@ SAVED = Saved(
     architecture="x86_64",
     instructions=("avx2", "sse2"),
     archives={},
+    in_memory=(),
+    boot="b",
     shm=False,
     addresses=(),
 )
@@ -69,9 +71,18 @@ def refused(
         (SAVED, NEW),
         (saved(digest="sha256:a"), new(digest="sha256:a", image="another-name/app:1")),
         (saved(digest="sha256:a"), NEW),
+        (saved(digest="here/app@sha256:a"), new(digest="there/app@sha256:a", image="there/app:1")),
+        (saved(digest="registry/app@sha256:a"), new(digest="sha256:c")),
         (saved(whole=False), new(pod_uid="uid-1")),
     ],
-    ids=["the same", "the same digest under another name", "one digest is unknown", "the same pod, not whole"],
+    ids=[
+        "the same",
+        "the same digest under another name",
+        "one digest is unknown",
+        "a mirror's",
+        "of two kinds",
+        "the same pod, not whole",
+    ],
 )
 def test_the_same_is_let_pass(old: Saved, now: Facts) -> None:
     assert refused(old, now) == ""
@@ -82,6 +93,7 @@ def test_the_same_is_let_pass(old: Saved, now: Facts) -> None:
     [
         (SAVED, new(image="registry/app:2"), ImageDiffersError, "registry/app:2"),
         (saved(digest="sha256:a"), new(digest="sha256:b"), ImageDiffersError, "(sha256:b)"),
+        (saved(digest="r/app@sha256:a"), new(digest="r/app@sha256:b"), ImageDiffersError, "(r/app@sha256:b)"),
         (SAVED, new(mounts=()), MountDiffersError, "/data (emptyDir data) is mounted before only"),
         (saved(whole=False), NEW, NotPortableError, "uid-1 alone"),
     ],
