@@ -100,7 +100,9 @@ def _ready(view: View) -> Verdict:
 
 def _progressing(view: View) -> Verdict:
     members = view.scale.members
-    going = [r.name for r in in_order(view.found.values()) if r.leaving] + [r.name for r in view.scale.surplus]
+    staying = {member.ordinal for member in members if not member.leaving}
+    rest = [r for r in in_order(view.found.values()) if r.ordinal not in staying]
+    going = [r.name for r in rest if r.pod is not None or r.instance is not None]
     if going:
         return "True", "ScalingDown", f"ends {_listed(going)}"
     if view.objection:

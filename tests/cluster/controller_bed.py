@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from apiserver_bed import ApiServerBed
 from kybernate_controller.controller import Controller
 
@@ -35,6 +36,8 @@ from kybernate.kube.resource import CRDS, EVENTS, GPU_INSTANCES, GPU_WORKLOADS, 
 LIMIT_SECONDS = 60.0
 """What is waited for takes well below a second on an idle machine."""
 RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass", namespaced=False)
+RBAC = Path(__file__).parents[2] / "controller" / "manifests" / "rbac.yaml"
+SYSTEM = "kybernate-system"
 READY = ("PodScheduled", "Initialized", "ContainersReady", "Ready")
 _numbers = itertools.count(1)
 
@@ -55,6 +58,20 @@ async def install(bed: ApiServerBed) -> None:
         await client.apply(RUNTIME_CLASSES, runtime, manager="test")
         for kind in (GPU_WORKLOADS, GPU_INSTANCES):
             await until(functools.partial(_is_served, client, kind), f"{kind} is served")
+
+    bed.create_namespace(SYSTEM)
+    async with bed.client() as client:
+        for body in yaml.safe_load_all(RBAC.read_text()):
+            group, _, version = body["apiVersion"].rpartition("/")
+            namespaced = "namespace" in body["metadata"]
+            kind = Resource(group, version, f"{body['kind'].lower()}s", body["kind"], namespaced=namespaced)
+            await client.apply(kind, body, manager="test", into=dict)
+
+
+def controller_account(bed: ApiServerBed) -> Path:
+    """A kubeconfig with the rights that the controller has in a cluster."""
+    user = f"system:serviceaccount:{SYSTEM}:kybernate-controller"
+    return bed.account(user, ["system:serviceaccounts", f"system:serviceaccounts:{SYSTEM}"])
 
 
 async def _is_served(client: Client, kind: Resource) -> bool:
@@ -298,8 +315,8 @@ async def open_stage(bed: ApiServerBed) -> AsyncIterator[Stage]:
 async def open_controller(
     bed: ApiServerBed, kubeconfig: Path | None = None
 ) -> AsyncIterator[tuple[Controller, Client]]:
-    """A controller in this process, which alone acts."""
-    credentials = await load_credentials(kubeconfig or bed.admin_kubeconfig)
+    """A controller in this process, which alone acts, with the rights that it has in a cluster."""
+    credentials = await load_credentials(kubeconfig or controller_account(bed))
     async with Client(credentials, program="kybernate-controller") as client, Recorder(client, "test") as recorder:
         controller = Controller(client, recorder)
         async with controller.opened():

@@ -1,8 +1,8 @@
 """Thousands of orders of events against the controller's real plan and doing: caches that lag, two controllers at once,
 a controller killed after any write. Never a state left behind or given up unasked; in the end always what is wanted.
 
-A failing seed is run again alone with `-k "seed-<number>"`; the failure prints what happened. KYBERNATE_SEEDS=1000 tries
-as many.
+A failing seed is run again alone with `-k "seed-<number>"`; the failure prints what happened. KYBERNATE_SEEDS=1000
+tries as many.
 """
 
 from __future__ import annotations
