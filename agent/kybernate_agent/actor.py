@@ -288,8 +288,6 @@ class Actor:
         """containerd told its container to end, and it is to be parked or woken before that."""
         if self.record.leaving is None:
             self.record.leaving = leaving
-            for verb in (Verb.SUSPEND, Verb.PARK, Verb.RESUME):
-                self.not_before.pop(verb, None)
             if self.record.phase == Phase.RUNNING and not leaving.wake:
                 self.record.wakes = "it was awake when its pod went"
             self._save()

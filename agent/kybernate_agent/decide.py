@@ -79,6 +79,8 @@ def _gone(view: View, now: float) -> Decision:
         return _now_or_later(view, Verb.RESCUE, "its keeper died", now)
     if view.given_up:
         return _now_or_later(view, Verb.DISCARD, "its state was given up", now)
+    if view.phase == Phase.PARKED and view.anew:
+        return _now_or_later(view, Verb.DISCARD, "it may not come back in its pod, and begins anew", now)
     if view.phase == Phase.PARKED:
         return _overdue(view, now) or Decision(ask_at=_timeout(view))
     if view.phase == Phase.RUNNING and view.unproven and not view.killed:
@@ -87,13 +89,15 @@ def _gone(view: View, now: float) -> Decision:
 
 
 def _leaving(view: View, leaving: Leaving, now: float) -> Decision:
-    """containerd told it to end: parked first, or woken first. What comes to nothing is not tried again."""
+    """containerd told it to end: parked first, or woken first. What passes is tried again, while there is time."""
     if leaving.wake:
-        if view.phase == Phase.RUNNING or Verb.RESUME in view.not_before:
+        if view.phase == Phase.RUNNING or leaving.failed:
             return Decision(Verb.LEAVE, "awake, it is told to end")
         return Decision(Verb.RESUME, "it is to end gracefully")
-    if view.phase == Phase.PARKED or view.not_before.keys() & {Verb.SUSPEND, Verb.PARK}:
+    if view.phase == Phase.PARKED or leaving.failed:
         return Decision(Verb.LEAVE, "its pod goes")
+    if view.phase == Phase.SUSPENDED and leaving.again:
+        return Decision(Verb.RESUME, "it has to run before it can be parked")
     if view.phase == Phase.SUSPENDED:
         return Decision(Verb.PARK, "its pod goes, its state stays")
     until = leaving.at + leaving.drain

@@ -12,12 +12,15 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from kybernate.errors import KybernateError, RefusedError
 from kybernate_agent import orphan
-from kybernate_agent.instance import Phase, Pod
+from kybernate_agent.instance import Phase, Pod, Verb
 from kybernate_agent.keepers import KeeperGoneError, ended
 from kybernate_agent.sleep import retire
 from kybernate_agent.stage import Stage
+from kybernate_agent.whole import make_whole
 
 if TYPE_CHECKING:
     from kybernate_agent.actor import Actor
@@ -33,14 +36,13 @@ async def adopt(actor: Actor, stage: Stage) -> None:
     if offer is None:
         raise RefusedError(f"{record.id}: no container is there to be taken over")
     before = record.pod
-    moved = before.moved or before.netns != offer.netns
     stage.step("adopt", container=offer.container)
     if before.netns != offer.netns:
         await actor.close_traffic()
     held = before.held_ports if before.netns == offer.netns else []
     record.pod = Pod(
         uid=offer.uid, sandbox=offer.sandbox, container=offer.container, netns=offer.netns, ip=offer.ip,
-        upper=before.upper, held_ports=held, attempt=before.attempt + 1, moved=moved,
+        upper=before.upper, held_ports=held, attempt=before.attempt + 1,
     )  # fmt: skip
     actor.forget_keeper()
     try:
@@ -58,7 +60,7 @@ async def adopt(actor: Actor, stage: Stage) -> None:
             actor.call(record.wakes)
         return
     await actor.traffic.release()
-    record.unproven, record.pod.moved, record.wakes = 0, False, ""
+    record.unproven, record.wakes = 0, ""
     record.enter(Phase.RUNNING, time.time())
     record.last_activity = record.since
     record.clear_condition("StateLost")
@@ -88,12 +90,22 @@ async def discard(actor: Actor, stage: Stage) -> None:
     await retire(actor)
 
 
+def failed(actor: Actor, verb: Verb, error: KybernateError) -> None:
+    """On the way out: whether it is tried once more."""
+    leaving = actor.record.leaving
+    if leaving is not None and verb in (Verb.SUSPEND, Verb.PARK, Verb.RESUME):
+        again = verb == Verb.PARK and bool(error.fields.get("transient")) and time.time() < leaving.until
+        actor.record.leaving = msgspec.structs.replace(leaving, again=again, failed=not again)
+
+
 async def leave(actor: Actor, stage: Stage) -> None:
     """End the container as by the signal that containerd sent; what is parked stays, what could not be parked is told
     by that signal."""
     record, leaving = actor.record, actor.record.leaving
     stage.step("leave")
     if leaving is not None and actor.has_keeper:
+        if record.phase == Phase.PARKED:
+            await _for_another_pod(actor)
         if record.phase == Phase.SUSPENDED:
             with contextlib.suppress(KybernateError):
                 await actor.keeper.thaw()
@@ -107,6 +119,14 @@ async def leave(actor: Actor, stage: Stage) -> None:
     if record.phase == Phase.PARKED:
         actor.forget_keeper()
         await actor.close_traffic()
+
+
+async def _for_another_pod(actor: Actor) -> None:
+    """What was parked in place may have to come back elsewhere. If that fails it can in the same pod only."""
+    try:
+        await make_whole(actor)
+    except (KybernateError, OSError) as error:
+        actor.record.event("Warning", "NotPortable", str(error), time.time())
 
 
 async def finish(actor: Actor, stage: Stage) -> None:

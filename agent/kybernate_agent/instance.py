@@ -64,7 +64,6 @@ class Pod(msgspec.Struct, kw_only=True):
     ip: str = ""
     upper: str = ""
     held_ports: list[int] = []  # what the traffic rule holds while it sleeps: local ports of its sockets
-    moved: bool = False  # it was parked in another network than this one: its connections are gone
 
 
 class Condition(msgspec.Struct, kw_only=True):
@@ -139,7 +138,10 @@ class Leaving(msgspec.Struct, kw_only=True, frozen=True):
     signal: int
     at: float
     drain: float  # how long requests in flight may hold it back
+    until: float = 0.0  # when there is no time left to try once more
     wake: bool = False
+    again: bool = False  # the dump came to nothing for a reason that passes when it runs
+    failed: bool = False  # it cannot be parked
 
 
 class Member(msgspec.Struct, kw_only=True):

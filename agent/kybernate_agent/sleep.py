@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = 1.0
 RETRY_MOST_SECONDS = 300.0
+ACCEPT_LOOKS = 200
 END_SECONDS = 10.0  # in which CRIU ends the processes after our yes
 
 
@@ -56,9 +57,12 @@ async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
     pids = processes.pids_of(state.cgroups)
     record.pod.held_ports = await actor.own_ports(pids)
     stage.step("hold", ports=record.pod.held_ports)
-    await traffic.watch(record.pod.held_ports)
+    keeps_out = record.leaving is not None or actor.policy.down
+    await (traffic.hold if keeps_out else traffic.watch)(record.pod.held_ports)
     frozen = False
     try:
+        if keeps_out:
+            await _let_it_accept(actor)
         await traffic.let_probes_end()
         if not ordered and (traffic.has_unread() or actor.wake_wanted):
             raise AbortedError(f"{record.id}: a call came in")
@@ -74,6 +78,16 @@ async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
         await asyncio.shield(traffic.release())
         raise
     record.enter(Phase.SUSPENDED, time.time())
+
+
+async def _let_it_accept(actor: Actor) -> None:
+    """Nobody new comes in; who has connected is accepted first, for CRIU does not take one that waits."""
+    for _ in range(ACCEPT_LOOKS):
+        if not actor.traffic.has_unread():
+            break
+        await asyncio.sleep(0.005)  # the kernel has no event for it
+    if actor.record.leaving:
+        actor.record.leaving = msgspec.structs.replace(actor.record.leaving, again=False)
 
 
 class Parking:
@@ -181,7 +195,8 @@ async def park(actor: Actor, stage: Stage) -> None:
     if services.park_refusal:
         raise RefusedError(f"{record.id}: {services.park_refusal}")
     stage.step("stage", epoch=epoch)
-    facts = await portable.facts_of(Path(state.bundle))
+    socket = services.config.containerd_socket if goes_elsewhere(actor) else ""
+    facts = await portable.facts_of(Path(state.bundle), socket)
     needed = await needed_bytes(actor, facts, pids)
     # An epoch is used once, also when its dump comes to nothing.
     record.epoch = epoch

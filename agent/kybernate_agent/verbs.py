@@ -57,6 +57,7 @@ async def _reset(actor: Actor, stage: Stage) -> None:
 
 def failed(actor: Actor, verb: Verb, error: KybernateError) -> None:
     """Say it, and when it is tried again."""
+    handover.failed(actor, verb, error)
     if isinstance(error, StateLostError):
         wake.lost(actor, error)
     elif verb == Verb.START:

@@ -180,22 +180,24 @@ def app_pod(name: str, **more: Any) -> dict[str, Any]:
     container = {
         "command": ["/usr/bin/python3", "-u", "/apps/counting.py"],
         "env": [{"name": "TEST_RUN", "value": THIS_RUN}, {"name": "MARK", "value": name}],
-        "volumeMounts": [{"name": "apps", "mountPath": "/apps", "readOnly": True}],
+        "volumeMounts": [{"name": "apps", "mountPath": "/apps", "readOnly": True}, *more.pop("mounts", [])],
         **more.pop("container", {}),
     }
-    volumes = [{"name": "apps", "hostPath": {"path": str(APPS)}}]
+    volumes = [{"name": "apps", "hostPath": {"path": str(APPS)}}, *more.pop("volumes", [])]
     made = pod(name, container=container, volumes=volumes, runtimeClassName=CLASS, **more)
     made["metadata"]["annotations"] = {"kybernate.io/containers": "app"}
     return made
 
 
-def make_instance(bed: ClusterBed, name: str, *, pod_spec: dict[str, Any] | None = None, **policy: Any) -> Instance:
+def make_instance(
+    bed: ClusterBed, name: str, *, pod_spec: dict[str, Any] | None = None, epoch: int = 1, **policy: Any
+) -> Instance:
     """Pod first, then the GpuInstance with its uid, as the controller does."""
     made = app_pod(name, **(pod_spec or {}))
     made["metadata"]["labels"] |= {"kybernate.io/instance": name, "kybernate.io/workload": name.rpartition("-")[0]}
     made["metadata"]["ownerReferences"] = []
     bed.apply(made)
-    name_pod(bed, name, 1, **policy)
+    name_pod(bed, name, epoch, **policy)
     return Instance(bed, name)
 
 
@@ -226,6 +228,20 @@ def instance(bed: ClusterBed, name: str, **more: Any) -> Iterator[Instance]:
         yield made
     finally:
         remove(bed, name)
+
+
+def evict(bed: ClusterBed, name: str) -> None:
+    """As `kubectl drain` does; returns when the pod is gone."""
+    meta = {"name": name, "namespace": "default"}
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": meta}
+    path = f"/api/v1/namespaces/default/pods/{name}/eviction"
+    bed.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(body))
+    bed.wait(f"pod/{name}", "delete")
+
+
+def next_pod(bed: ClusterBed, name: str, epoch: int, *, pod_spec: dict[str, Any] | None = None, **policy: Any) -> None:
+    """The pod anew, under its name, as the instance."""
+    make_instance(bed, name, pod_spec=pod_spec, epoch=epoch, **policy)
 
 
 def remove(bed: ClusterBed, name: str) -> None:

@@ -29,7 +29,7 @@ class Case:
     living: bool = False  # a container of it lives, with or without its keeper
     given_up: bool = False
     images: bool = False  # verified images of its epoch exist
-    files: bool = False  # the writable layer of the container before is there, or lies with the images
+    files: bool = False  # the writable layer of the container before is there
     same_pod: bool = True
     portable: bool = False  # all that another pod needs lies with the images
     may_begin_anew: bool = False  # a person, or onStateLost: Start, accepts that its state is lost
@@ -58,7 +58,7 @@ def admit(case: Case) -> Answer:
         return Answer(Action.WAIT, "its container before is being put in order")
     if not case.images:
         return Answer(Action.LOSE, "it was asleep, and no verified images of it exist")
-    if case.same_pod and not case.files:
+    if case.same_pod and not case.files and not case.portable:
         return Answer(Action.LOSE, "the writable layer of its container is gone")
     if not case.same_pod and not case.portable:
         return Answer(Action.LOSE, "its images lack what another pod needs: its writable layer and its volumes")

@@ -13,6 +13,9 @@ from kybernate_agent.instance import Phase
 
 DRAIN_SHARE = 1 / 3
 """Of the grace period, at most: the rest is for the dump."""
+TRY_SHARE = 2 / 3
+UNKNOWN_GRACE_SECONDS = 30.0
+"""Kubernetes' own default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class Departure:
     wake: bool = False
     given_up: str = ""
     drain_seconds: float = 0.0
+    seconds: float = 0.0  # in which a dump that came to nothing may be tried again
 
 
 def depart(phase: Phase, fate: Fate | None, *, annotated: bool, wake_to_end: bool, drain_timeout: float) -> Departure:
@@ -35,5 +39,6 @@ def depart(phase: Phase, fate: Fate | None, *, annotated: bool, wake_to_end: boo
         return Departure(wake=asleep and wake_to_end, given_up="its pod was deleted: the next one begins anew")
     if awake and fate is not None and not fate.deleted and not fate.evicted:
         return Departure()  # the kubelet starts it again by itself: a liveness probe failed, or its sandbox is gone
-    drain = min(drain_timeout, (fate.grace_seconds if fate else 30.0) * DRAIN_SHARE) if awake else 0.0
-    return Departure(park=True, drain_seconds=drain)
+    grace = fate.grace_seconds if fate else UNKNOWN_GRACE_SECONDS
+    drain = min(drain_timeout, grace * DRAIN_SHARE) if awake else 0.0
+    return Departure(park=True, drain_seconds=drain, seconds=grace * TRY_SHARE)

@@ -11,11 +11,12 @@ from typing import Any
 
 import msgspec
 
-from kybernate.errors import KybernateError, StateLostError
-from kybernate_agent import life, processes, wake
+from kybernate.errors import KybernateError, RefusedError, StateLostError
+from kybernate.store import Manifest
+from kybernate_agent import life, portable, processes, wake
 from kybernate_agent.actor import Actor
 from kybernate_agent.cluster.admission import Action, Answer, Case, admit
-from kybernate_agent.instance import Phase, Verb
+from kybernate_agent.instance import Condition, Phase, Verb
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,26 @@ async def _case(actor: Actor, pod_uid: str) -> Case:
         images=bool(manifests) and manifests[0].epoch == record.epoch,
         files=bool(record.pod.upper) and Path(record.pod.upper).is_dir(),
         same_pod=record.pod.uid in ("", pod_uid),
+        portable=bool(manifests) and await asyncio.to_thread(_is_whole, actor, manifests[0]),
         may_begin_anew=actor.may_begin_anew or actor.policy.anew_when_lost,
     )
+
+
+def _is_whole(actor: Actor, manifest: Manifest) -> bool:
+    try:
+        saved = portable.load(actor.services.store.images(manifest))
+    except StateLostError:
+        return False
+    return saved is not None and saved.whole
+
+
+def _say_lost(actor: Actor, error: KybernateError) -> None:
+    kind = type(error).__name__.removesuffix("Error")
+    actor.say(Condition(type="StateLost", status="True", reason=kind, message=str(error), at=time.time()))
+    actor.services.journal.save(actor.record)
+    actor.services.changed(actor.record.id)
+    if actor.policy.anew_when_lost:
+        actor.begin_anew()
 
 
 def _ended(actor: Actor) -> bool:
@@ -70,9 +89,11 @@ async def open(actor: Actor, message: Mapping[str, Any], action: Action) -> dict
     if action == Action.RESTORE:
         try:
             await life.carry_layer(actor, Path(str(message.get("bundle", ""))))
-        except KybernateError as error:
-            record.event("Warning", "RestoreFailed", str(error), time.time())
+        except (RefusedError, StateLostError) as error:
+            # Another image, other mounts, fewer rights: nothing is deleted, and a pod as it was before can have it.
+            _say_lost(actor, error)
             raise
+        record.clear_condition("StateLost")
     notes = message.get("annotations") or {}
     actor.reconfigure(msgspec.structs.replace(actor.wanted, image=str(notes.get(IMAGE_NAME, actor.wanted.image))))
     record.pod.uid = str(message.get("pod_uid", ""))

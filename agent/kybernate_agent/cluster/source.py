@@ -54,7 +54,7 @@ ORDERS = {"suspend": Verb.SUSPEND, "park": Verb.PARK, "resume": Verb.RESUME}
 
 
 class PodGoneError(RefusedError):
-    """pod {uid} is gone. Its container is not needed any more."""
+    """pod {uid} is gone, or is being deleted. Its container is not needed any more."""
 
 
 class ClusterSource:
@@ -180,7 +180,9 @@ class ClusterSource:
             self._node.services.changed(record.id)
         if record.member is not None and spec.start_anew > record.member.start_anew:
             record.member.start_anew = spec.start_anew
-            if record.phase == Phase.LOST:
+            if record.phase == Phase.LOST or any(
+                c.type == "StateLost" and c.status == "True" for c in record.conditions
+            ):
                 actor.begin_anew()
         order = instance.metadata.annotations.get(names.ORDER, "")
         if order:
@@ -278,6 +280,7 @@ class ClusterSource:
         until = loop.time() + self._config.create_wait_seconds
         while True:
             happened = self._happened
+            self._refuse_deleted(str(message.get("pod_uid", "")))
             actor = await self._instance_of(message)
             answer = await doorway.ask(actor, message)
             if answer.action in ("start", "restore") and actor is not None:
@@ -288,6 +291,12 @@ class ClusterSource:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left, LOOK_AGAIN_SECONDS)):
                     await happened.wait()
+
+    def _refuse_deleted(self, uid: str) -> None:
+        """A pod that is to go must not wait for a creation that waits."""
+        pods = self.pods.by_index("uid", uid) if self.pods.is_synced else []
+        if uid in self._gone_pods or any(pod.metadata.deletion_timestamp for pod in pods):
+            raise PodGoneError(uid=uid)
 
     async def _instance_of(self, message: Mapping[str, Any]) -> Actor | None:
         """The instance that this pod is, if that is known or can be found out now."""
@@ -336,7 +345,12 @@ class ClusterSource:
             actor.give_up(departure.given_up)
         if not departure.park and not departure.wake:
             return "end"
-        actor.leave(Leaving(signal=signal, at=time.time(), drain=departure.drain_seconds, wake=departure.wake))
+        now = time.time()
+        actor.leave(
+            Leaving(
+                signal=signal, at=now, drain=departure.drain_seconds, until=now + departure.seconds, wake=departure.wake
+            )
+        )
         return "park"
 
     async def _fate(self, actor: Actor) -> Fate | None:
