@@ -1,0 +1,85 @@
+"""What only root can have in a tree goes into an archive and comes back too; and volumes in memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from archive_tree import dated, facts, plain_tree
+
+from kybernate.store.archive import pack, unpack
+
+# VFS_CAP_REVISION_2, effective; CAP_NET_BIND_SERVICE (linux/capability.h)
+FILE_CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
+# user::rw-, user:1234:rw-, group::r--, mask::rw-, other::--- (linux/posix_acl_xattr.h)
+ACL = struct.pack("<I", 2) + b"".join(
+    struct.pack("<HHI", tag, permission, who)
+    for tag, permission, who in (
+        (1, 6, 0xFFFFFFFF),
+        (2, 6, 1234),
+        (4, 4, 0xFFFFFFFF),
+        (16, 6, 0xFFFFFFFF),
+        (32, 0, 0xFFFFFFFF),
+    )
+)
+
+
+def soon() -> float:
+    return time.monotonic() + 60
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """An upper folder as overlay makes it."""
+    top = plain_tree(tmp_path / "upper")
+    os.chown(top / "etc" / "deep" / "file", 1000, 3_000_000)
+    os.chmod(top / "etc" / "deep" / "file", 0o4751)
+    os.lchown(top / "link", 7, 8)
+    os.mknod(top / "removed-by-the-container", stat.S_IFCHR, os.makedev(0, 0))
+    os.mknod(top / "device", stat.S_IFCHR, os.makedev(1, 3))
+    os.chmod(top / "device", 0o666)
+    (top / "program").write_bytes(b"\x7fELF")
+    os.setxattr(top / "program", "security.capability", FILE_CAPABILITY)
+    os.setxattr(top / "etc", "trusted.overlay.opaque", b"y")
+    os.setxattr(top / "etc" / "deep", "system.posix_acl_access", ACL)
+    dated(top)
+    return top
+
+
+def test_an_upper_folder_comes_back_as_it_was(tree: Path, tmp_path: Path) -> None:
+    before = facts(tree)
+    assert len(before) == 18
+    pack(tree, tmp_path / "layer.tar", soon())
+    (tmp_path / "new").mkdir()
+    unpack(tmp_path / "layer.tar", tmp_path / "new", soon())
+    assert facts(tmp_path / "new") == before
+
+
+def test_gnu_tar_reads_it_too(tree: Path, tmp_path: Path) -> None:
+    pack(tree, tmp_path / "layer.tar", soon())
+    listed = subprocess.run(
+        ["tar", "--list", "--numeric-owner", "--verbose", "--file", tmp_path / "layer.tar"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    ).stdout
+    assert re.search(r"^crw-rw-rw- 0/0 +1,3 .* device$", listed, re.MULTILINE)
+    assert "etc/second-name link to etc/deep/file" in listed or "etc/deep/file link to etc/second-name" in listed
+
+
+def test_what_names_inodes_of_the_old_disk_stays_behind(tmp_path: Path) -> None:
+    (tmp_path / "upper").mkdir()
+    (tmp_path / "upper" / "file").write_text("x")
+    os.setxattr(tmp_path / "upper" / "file", "trusted.overlay.origin", b"handle")
+    os.setxattr(tmp_path / "upper" / "file", "trusted.overlay.metacopy", b"")
+    pack(tmp_path / "upper", tmp_path / "a.tar", soon())
+    (tmp_path / "new").mkdir()
+    unpack(tmp_path / "a.tar", tmp_path / "new", soon())
+    assert os.listxattr(tmp_path / "new" / "file") == ["trusted.overlay.metacopy"]
