@@ -81,6 +81,8 @@ def held(folder: Path) -> list[Held]:
         if core is None or not core.thread_core.HasField("creds"):
             raise ImageFormatError(path=str(path), problem="holds no credentials")
         found.append(_held(int(path.stem.removeprefix("core-")), core))
+    if not found:
+        raise ImageFormatError(path=str(folder), problem="holds no process")
     return found
 
 

@@ -119,6 +119,8 @@ def test_images_are_read(tmp_path: Path) -> None:
 
 
 def test_an_image_without_credentials_is_no_image(tmp_path: Path) -> None:
+    with pytest.raises(ImageFormatError, match="holds no process"):
+        held(tmp_path)
     (tmp_path / "core-1.img").write_bytes(images.CORE)
     with pytest.raises(ImageFormatError, match=r"core-1\.img"):
         held(tmp_path)
