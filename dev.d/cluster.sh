@@ -7,11 +7,11 @@ verb_cluster() {
             setup_packages python node cluster
             setup_python
             ;;
-        down | status | shell)
+        load | down | status | shell)
             [ -x "$PYTHON" ] || die "there is no .venv; ./dev cluster up makes it"
             ;;
         *)
-            die "usage: ./dev cluster up [--nodes N] [--runtime] [--short] | down | status | shell NODE [COMMAND...]"
+            die "usage: ./dev cluster up [--nodes N] [--runtime] [--short] | load | down | status | shell NODE [COMMAND...]"
             ;;
     esac
     python_as_root -m kybernate.lab.cluster "$@"

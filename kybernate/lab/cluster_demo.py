@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from kybernate.errors import KybernateError
+from kybernate.lab import examples
 from kybernate.lab.cluster import Cluster
 from kybernate.lab.demo import (
     ANSWER_SECONDS,
     EXAMPLE,
-    IMAGE,
     Answer,
     DemoError,
     NoAnswerError,
@@ -31,7 +31,6 @@ from kybernate.lab.demo import (
     duration,
     timed,
 )
-from kybernate.lab.images import python_image
 from kybernate.lab.node import alone
 from kybernate.lab.product_image import product_image
 
@@ -153,10 +152,7 @@ def run_cluster_demo(keep: bool, name: str) -> None:
 
 def _on_cluster(cluster: Cluster, show: Show, keep: bool) -> None:
     show.line("images", None, "of the model server and of Kybernate, without a registry (the first time: a minute)")
-    server = python_image(
-        IMAGE, files={"app.py": EXAMPLE / "server.py"}, requirements=EXAMPLE / "requirements.lock"
-    )  # fmt: skip
-    product = timed(show, "images ready", product_image)
+    server, product = timed(show, "images ready", lambda: (examples.model_server(), product_image()))
     kept = False
     try:
         told: Callable[[str], None] = lambda line: show.line("cluster", None, line)  # noqa: E731

@@ -21,12 +21,11 @@ from urllib.parse import quote
 
 from kybernate.agentapi.client import AgentClient
 from kybernate.errors import DeadlineError, ExternalError, KybernateError, RefusedError
+from kybernate.lab import examples
 from kybernate.lab.clean import CLUSTER_DEMO, DEMO
-from kybernate.lab.images import python_image
 from kybernate.lab.node import LabNode, alone
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "model-server"
-IMAGE = "localhost/kybernate-model-server:1"
+EXAMPLE = examples.FOLDER / "model-server"
 INSTANCE = "chat-0"
 PORT = 8080
 QUERY = "Who naps at home?"
@@ -217,9 +216,7 @@ def on_node(node: LabNode, show: Show, keep: bool) -> None:
     show.line(
         "image", None, "Python of this machine, a model out of a wheel; no registry (the first time: half a minute)"
     )
-    image = timed(show, "image ready", lambda: python_image(
-        IMAGE, files={"app.py": EXAMPLE / "server.py"}, requirements=EXAMPLE / "requirements.lock"
-    ))  # fmt: skip
+    image = timed(show, "image ready", examples.model_server)
     kept = False
     try:
         timed(show, "node ready", lambda: node.up([image]), "a private containerd, the shim, the agent")

@@ -2,6 +2,7 @@
 
 up [--nodes N] [--runtime] [--short]    start one, or say how to use the one that is there
 down                                    leave nothing of it
+load                                    Kybernate's image and those of the examples, onto every node
 status                                  its nodes, and the services of each machine
 shell NODE [COMMAND...]                 a shell on a node (n1, n2, ...) or on the control plane (cp)
 """
@@ -15,11 +16,13 @@ import sys
 import time
 
 from kybernate.errors import KybernateError, RefusedError
+from kybernate.lab import examples
 from kybernate.lab.clean import CLUSTER
 from kybernate.lab.cluster.cluster import Cluster, NoClusterError
 from kybernate.lab.cluster.control_plane import NAME, SHORT
 from kybernate.lab.cluster.machine import ENVIRONMENT, Machine, NotRunningError
 from kybernate.lab.node import alone
+from kybernate.lab.product_image import product_image
 
 
 class NotRootError(RefusedError):
@@ -66,8 +69,9 @@ Use it, as root:
     export KUBECONFIG={cluster.kubeconfig}
     export PATH=$PATH:{cluster.programs}{more}
     kubectl get nodes
-Pods and Services answer this machine by their addresses. Images come from no registry: they are imported
-into a node, `./dev cluster shell {cluster.nodes[0].name} ctr -n k8s.io images import FILE.tar`.
+Pods and Services answer this machine by their addresses. Images come from no registry: `./dev cluster load` puts
+Kybernate's and the examples' onto the nodes; others are imported into a node, for example
+    ./dev cluster shell {cluster.nodes[0].name} ctr -n k8s.io images import FILE.tar
 Logs are in {cluster.folder}/*/log. `./dev cluster down` leaves nothing."""
 
 
@@ -77,6 +81,14 @@ def down() -> None:
             raise NoClusterError(folder=CLUSTER)
         Cluster(CLUSTER, CLUSTER.name).down()
     print("the cluster is gone")
+
+
+def load() -> None:
+    cluster, say = Cluster.open(CLUSTER), Lines()
+    for build in (product_image, examples.model_server, examples.notebook):
+        image = build()
+        cluster.load_image(image)
+        say(f"loaded {image.name}")
 
 
 def status() -> None:
@@ -116,6 +128,7 @@ def main() -> int:
     start.add_argument("--runtime", action="store_true", help="install Kybernate's shim on the nodes and register it")
     start.add_argument("--short", action="store_true", help="pods leave a silent node after 10 s, not 6 min")
     verbs.add_parser("down", help="leave nothing of it")
+    verbs.add_parser("load", help="Kybernate's image and those of the examples, onto every node")
     verbs.add_parser("status", help="its nodes, and the services of each machine")
     enter = verbs.add_parser("shell", help="a shell on a node, or a command")
     enter.add_argument("node", help=f"n1, n2, ... or {NAME}")
@@ -130,6 +143,8 @@ def main() -> int:
                 up(options.nodes, options.runtime, options.short)
             case "down":
                 down()
+            case "load":
+                load()
             case "status":
                 status()
             case "shell":
