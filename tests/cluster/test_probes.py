@@ -49,7 +49,7 @@ def probed_pod(way: str, **more: Any) -> dict[str, Any]:
         "readinessProbe": probe,
         **more,
     }
-    return {"container": container, "terminationGracePeriodSeconds": 20}
+    return {"container": container}
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from .sockdiag import SockDiag, Socket, State
 
 log = logging.getLogger(__name__)
 
-NAMES = ("kubelet", "kubelite", "k3s", "k3s-server", "k3s-agent", "k0s")  # as in comm: at most 15 characters
+NAMES = ("kubelet", "kubelite", "k3s", "k3s-server", "k3s-agent")  # as in comm: at most 15 characters
 _LOOK_AGAIN_SECONDS = 1.0
 _MAX_HINTS = 64
 
