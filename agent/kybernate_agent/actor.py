@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kybernate.errors import KybernateError, RefusedError, StateLostError
 from kybernate_agent import processes, sleep, verbs
+from kybernate_agent.checkpoint import Copy
 from kybernate_agent.decide import Decision, decide
 from kybernate_agent.instance import Condition, Leaving, Phase, Pod, Policy, Record, Verb, Wanted
 from kybernate_agent.journal import JournalError
@@ -40,6 +41,7 @@ TOLD = {
     Verb.RESUME: "Resumed",
     Verb.RESCUE: "Rescued",
     Verb.ADOPT: "Adopted",
+    Verb.CHECKPOINT: "Checkpointed",
 }
 SETTLED_BY = {Verb.SUSPEND: (Phase.SUSPENDED, Phase.PARKED), Verb.PARK: (Phase.PARKED,), Verb.RESUME: (Phase.RUNNING,)}
 
@@ -57,6 +59,7 @@ class Actor:
         self.expects = ""  # what the next `create` of its container is for: start, restore, or nothing
         self.rescued = asyncio.Event()
         self.parking: sleep.Parking | None = None
+        self.copies: list[Copy] = []  # checkpoints of it that are waited for
         self.last_keeper: KeeperState | None = None
         self.prove_at = 0.0
         self.deleting = False
@@ -404,7 +407,7 @@ class Actor:
 
     async def _perform(self, verb: Verb, reason: str) -> None:
         order = given = self.orders.current
-        ordered = order is not None and order.verb in (verb, Verb.PARK)
+        ordered = order is not None and order.verb in (verb, Verb.PARK) and verb != Verb.CHECKPOINT
         told = ordered or self.policy.down or self.record.leaving is not None
         try:
             try:
@@ -419,7 +422,8 @@ class Actor:
                 self.orders.answer(error)
         except KybernateError as error:
             self._note_failure(verb, error)
-            self.orders.answer(error)
+            if verb != Verb.CHECKPOINT:
+                self.orders.answer(error)
         except Exception as error:
             # Nobody foresaw it: it must not end the actor, and the log must say where it came from.
             log.exception("%s: %s", self.record.id, verb.value)

@@ -46,6 +46,8 @@ def decide(view: View, now: float) -> Decision:
         return _leaving(view, view.leaving, now)
     if (overdue := _overdue(view, now)) is not None:
         return overdue
+    if view.copy_wanted and not view.wake_wanted:
+        return Decision(Verb.CHECKPOINT, "a checkpoint was asked for")
     if view.phase in (Phase.SUSPENDED, Phase.PARKED):
         return _asleep(view, now)
     return _awake(view, now)

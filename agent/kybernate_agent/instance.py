@@ -48,6 +48,7 @@ class Verb(StrEnum):
     ADOPT = "adopt"  # the kubelet has made a container: take it over
     DISCARD = "discard"  # what it was is over: images and rules go, the next container begins anew
     LEAVE = "leave"  # its pod is evicted: its container ends, parked if it could be
+    CHECKPOINT = "checkpoint"  # a lasting copy is made of it, and it goes on as it was
 
 
 TIER = {Phase.RUNNING: "-", Phase.SUSPENDED: "RAM", Phase.PARKED: "NVME"}
@@ -153,6 +154,8 @@ class Member(msgspec.Struct, kw_only=True):
     pod: str = ""  # the pod's name
     pod_uid: str = ""  # spec.podUID, the fence: only this pod is the instance
     generation: int = 0
+    restore_from: str = ""  # spec.restoreFrom: the copy that its pod is restored from at its first start
+    restored: str = ""  # the one that was taken for it: that happens once
     start_anew: int = 0  # spec.startAnew as it was when it last began anew, or first was seen
     order: str = ""  # the order that was last carried out
     order_verb: str = ""
@@ -248,3 +251,4 @@ class View:
     fenced: bool = False  # another pod is the instance now: this one must not wake
     anew: bool = False  # its state is lost, and it may begin anew
     down_since: float = 0.0  # when it was ordered to sleep for good
+    copy_wanted: bool = False  # a checkpoint of it

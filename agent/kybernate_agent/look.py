@@ -43,6 +43,7 @@ def look(actor: Actor, now: float) -> View:
         fenced=bool(member and record.pod.uid and member.pod_uid not in ("", record.pod.uid)),
         anew=actor.may_begin_anew,
         down_since=actor.down_since,
+        copy_wanted=bool(actor.copies),
     )
 
 

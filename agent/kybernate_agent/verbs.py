@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kybernate.errors import KybernateError, StateLostError
-from kybernate_agent import handover, life, sleep, wake
+from kybernate_agent import checkpoint, handover, life, sleep, wake
 from kybernate_agent.instance import Condition, Verb
 from kybernate_agent.stage import Stage
 
@@ -38,6 +38,8 @@ async def do(actor: Actor, verb: Verb, stage: Stage, ordered: bool) -> None:
             await handover.discard(actor, stage)
         case Verb.LEAVE:
             await handover.leave(actor, stage)
+        case Verb.CHECKPOINT:
+            await checkpoint.take_copy(actor, stage)
         case Verb.END:
             if actor.services.starter.kubelet:
                 await handover.finish(actor, stage)
@@ -66,6 +68,8 @@ def failed(actor: Actor, verb: Verb, error: KybernateError) -> None:
         sleep.park_refused(actor, error)
     elif verb == Verb.RESUME:
         wake.restore_failed(actor, error)
+    elif verb == Verb.CHECKPOINT:
+        actor.record.event("Warning", "CheckpointFailed", str(error), time.time())
     else:
         reason = f"{verb.value.capitalize()}Failed"
         actor.say(Condition(type="Degraded", status="True", reason=reason, message=str(error), at=time.time()))
