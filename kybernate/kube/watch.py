@@ -63,6 +63,7 @@ from kybernate.kube.errors import (
     UnreachableError,
     from_status,
 )
+from kybernate.kube.lines import Lines
 from kybernate.kube.resource import Resource
 
 T = TypeVar("T")
@@ -339,7 +340,7 @@ class Watch(Generic[T]):
 
     async def _lines(self, call: Request, reader: aiohttp.StreamReader) -> AsyncGenerator[bytes, None]:
         """Whole lines; what comes after the last newline is half of one and is dropped."""
-        rest = bytearray()
+        lines = Lines(LINE_BYTES)
         chunks = reader.iter_any()
         while True:
             try:
@@ -351,15 +352,12 @@ class Watch(Generic[T]):
                 raise self.client.unreachable(call, error) from error
             if not chunk:
                 return
-            rest += chunk
-            if b"\n" in chunk:
-                *whole, tail = rest.split(b"\n")
-                rest = tail
-                for line in whole:
-                    if line.strip():
-                        yield bytes(line)
-            if len(rest) > LINE_BYTES:
-                raise ResponseError(call=call, problem=f"a line of more than {LINE_BYTES} bytes")
+            try:
+                whole = lines.feed(chunk)
+            except OverflowError as error:
+                raise ResponseError(call=call, problem=str(error)) from error
+            for line in whole:
+                yield line
 
     def _event(self, call: Request, line: bytes) -> Event[T] | None:
         """What `line` tells; moves the state on. Raises ApiError."""

@@ -181,14 +181,18 @@ class ApiServerBed:
         self.etcd("kv/compaction", {"revision": revision, "physical": True})
 
     def save_etcd(self) -> Path:
-        """A copy of etcd's data, to be made while etcd is stopped."""
+        """A copy of etcd's data as it is now: what a kill at this moment would leave. etcd goes on."""
         copy = self.folder / "etcd.saved"
         shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(self.folder / "etcd", copy)
+        self._processes["etcd"].send_signal(signal.SIGSTOP)
+        try:
+            shutil.copytree(self.folder / "etcd", copy)
+        finally:
+            self._processes["etcd"].send_signal(signal.SIGCONT)
         return copy
 
     def set_etcd_back(self, copy: Path) -> None:
-        """Put the data of `copy` in place of what is there."""
+        """Put the data of `copy` in place of what is there. etcd must be stopped."""
         shutil.rmtree(self.folder / "etcd")
         shutil.copytree(copy, self.folder / "etcd")
 

@@ -6,7 +6,7 @@ said by a test, in calls that take effect at once:
     answers(n, when, status, ...)   the next n requests that fit get this answer, and never reach the API server
     cut, half_line                  watch streams that are open break: between lines, or within one
     stall                           open streams stay open and nothing more comes
-    trickle                         every byte in a chunk of its own
+    trickle                         every few bytes in a chunk of their own, wherever a line or a character ends
     hang                            requests are taken and never answered
     refuse, listen                  nobody listens any more; and again, at the same port
 """
@@ -24,6 +24,8 @@ import aiohttp
 from aiohttp import web
 from apiserver_bed import ApiServerBed, free_ports
 from yarl import URL
+
+PIECE_BYTES = 7
 
 
 @dataclass(frozen=True)
@@ -198,8 +200,8 @@ class FaultyProxy:
             await response.write(chunk[: len(chunk) // 2])
             _abort(stream.request)
         elif self._trickle:
-            for index in range(len(chunk)):
-                await response.write(chunk[index : index + 1])
+            for start in range(0, len(chunk), PIECE_BYTES):
+                await response.write(chunk[start : start + PIECE_BYTES])
         else:
             await response.write(chunk)
 

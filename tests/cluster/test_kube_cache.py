@@ -124,8 +124,11 @@ async def test_an_object_that_ones_own_write_took_out_of_the_selection_goes(bed:
     ) as informer:
         told = Told(informer)
         await until(lambda: bed.proxy.open_streams == 1, "a stream")
+        bed.proxy.stall()
         patch = {"metadata": {"labels": {"color": "blue"}}, "data": {"value": "2"}}
         informer.absorb(await bed.client.merge_patch(CONFIG_MAPS, ConfigMap, "a", patch, bed.namespace))
+        assert told.state == {"a": "2"}
+        bed.proxy.cut()
         await until(lambda: told.state == {}, "its going")
 
 

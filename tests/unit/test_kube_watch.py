@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kybernate.kube.lines import Lines
 from kybernate.kube.watch import (
     Broken,
     Doubting,
@@ -56,3 +57,19 @@ def test_the_table(state: State, happening: Happening, becomes: State) -> None:
 )
 def test_versions_are_compared_as_numbers_or_not_at_all(version: str, known: str, is_older: bool) -> None:
     assert older(version, known) is is_older
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13, 100])
+def test_lines_come_whole_whatever_the_pieces(size: int) -> None:
+    text = '{"a":"ä€𝄞"}\n\n{"b":"\\n"}\n{"c":1}\r\n{"half":'.encode()
+    lines = Lines(100)
+    found = [line for start in range(0, len(text), size) for line in lines.feed(text[start : start + size])]
+    assert found == ['{"a":"ä€𝄞"}'.encode(), b'{"b":"\\n"}', b'{"c":1}\r']
+    assert lines.feed(b"2}\n") == [b'{"half":2}']
+
+
+def test_a_line_without_end_is_not_kept_for_ever() -> None:
+    lines = Lines(10)
+    assert lines.feed(b"0123456789") == []
+    with pytest.raises(OverflowError):
+        lines.feed(b"0")
