@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from cluster_bed import CLASS, ClusterBed, eventually, open_cluster, pod, service
 
-from kybernate.errors import KybernateError
+from kybernate.errors import KybernateError, NotFoundError
 from kybernate.lab.clean import TEST_CLUSTERS, remove_dead_clusters
 from kybernate.lab.cluster import SHORT, Cluster
 from kybernate.lab.cluster.machine import cgroup_folders
 from kybernate.lab.cluster.node import containerd_config
 from kybernate.lab.cluster.wires import host_cable
-from kybernate.lab.process import pids, run
+from kybernate.lab.process import ProgramError, pids, run
 
 KERNEL = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward")
 NAMESPACES = ("mnt", "net", "pid", "uts", "ipc")
@@ -90,6 +90,15 @@ def test_a_killed_service_is_started_again_and_pods_live_on(cluster_bed: Cluster
         after = cluster_bed.get("pod", web)["status"]["containerStatuses"][0]
         assert after == before
         assert eventually(lambda: answers(cluster_bed.pod_ip("lab-after")), 30, "a new pod answers")
+
+
+def test_a_service_that_is_not_there_is_named(cluster_bed: ClusterBed) -> None:
+    machine = cluster_bed.node.machine
+    with pytest.raises(NotFoundError, match="containerd, kubelet, kube-proxy"):
+        machine.restart("dockerd")
+    with pytest.raises(ProgramError, match="n1: ls /nowhere failed"):
+        machine.run(["ls", "/nowhere"])
+    assert machine.services()["kubelet"].pid
 
 
 def test_the_api_server_may_be_away_for_a_while(cluster_bed: ClusterBed, web: str) -> None:

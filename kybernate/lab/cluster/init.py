@@ -239,7 +239,9 @@ class Init:
                 line.write(json.dumps(states) + "\n")
 
     def _do(self, wish: dict[str, Any]) -> None:
-        service = next(s for s in self.services if s.name == wish["service"])
+        service = next((s for s in self.services if s.name == wish["service"]), None)
+        if service is None:
+            return  # the answer, without it, says so
         if wish["do"] == "signal" and service.pid:
             os.kill(service.pid, wish["number"])
         elif wish["do"] == "hold":

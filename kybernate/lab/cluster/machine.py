@@ -27,6 +27,7 @@ from typing import Any
 from kybernate.errors import DeadlineError, ExternalError, NotFoundError
 from kybernate.lab.cluster import init
 from kybernate.lab.process import (
+    ProgramError,
     ProgramMissingError,
     StuckProcessesError,
     argv_of,
@@ -53,6 +54,10 @@ class MachineLateError(DeadlineError):
 
 class NotRunningError(NotFoundError):
     """The machine {name} is not running."""
+
+
+class NoServiceError(NotFoundError):
+    """The machine {name} has no service {service}. It has: {known}."""
 
 
 class CgroupsInUseError(DeadlineError):
@@ -183,7 +188,11 @@ class Machine:
 
     def run(self, argv: Sequence[str | Path], *, deadline_seconds: float = 60, stdin: bytes | None = None) -> str:
         """Run a program in the machine and return its output. Raises NotRunningError, the errors of `process.run`."""
-        return run(self.enter(argv), deadline_seconds=deadline_seconds, stdin=stdin, env=ENVIRONMENT)
+        try:
+            return run(self.enter(argv), deadline_seconds=deadline_seconds, stdin=stdin, env=ENVIRONMENT)
+        except ProgramError as error:
+            program = f"{self.name}: {' '.join(map(str, argv[:4]))}"
+            raise ProgramError(program=program, code=error.code, stderr=error.stderr) from error
 
     def popen(
         self, argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, **more: Any
@@ -195,26 +204,35 @@ class Machine:
         """Raises NotRunningError."""
         return self._ask({"do": "list"})
 
+    def service(self, name: str) -> State:
+        """One of them. Raises NotRunningError, NoServiceError."""
+        states = self.services()
+        if name not in states:
+            raise NoServiceError(name=self.name, service=name, known=", ".join(states))
+        return states[name]
+
     def signal(self, service: str, number: int = SIGTERM) -> None:
         """Send the service a signal; when it ends it is started again."""
+        self.service(service)
         self._ask({"do": "signal", "service": service, "number": number})
 
     def restart(self, service: str, number: int = SIGTERM) -> None:
         """End the service and wait until it is started again. Raises MachineLateError."""
-        before = self.services()[service].starts
+        before = self.service(service).starts
         self.signal(service, number)
-        self._await(lambda: (state := self.services()[service]).pid and state.starts > before, f"running {service}")
+        self._await(lambda: (state := self.service(service)).pid and state.starts > before, f"running {service}")
 
     def halt(self, service: str, number: int = SIGTERM) -> None:
         """End the service and keep it so, until `resume`. Raises MachineLateError."""
+        self.service(service)
         self._ask({"do": "hold", "service": service})
         self.signal(service, number)
-        self._await(lambda: not self.services()[service].pid, f"rid of {service}")
+        self._await(lambda: not self.service(service).pid, f"rid of {service}")
 
     def resume(self, service: str) -> None:
         """Let a halted service run again."""
         self._ask({"do": "start", "service": service})
-        self._await(lambda: self.services()[service].pid, f"running {service}")
+        self._await(lambda: self.service(service).pid, f"running {service}")
 
     def log_tail(self, service: str = "init", characters: int = 2000) -> str:
         with contextlib.suppress(OSError):
