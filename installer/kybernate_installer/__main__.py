@@ -9,19 +9,21 @@ from pathlib import Path
 
 from kybernate.errors import KybernateError
 from kybernate_installer import node
+from kybernate_installer.containerd import BACK_SECONDS
 from kybernate_installer.versions import Versions
 
 
 def main() -> int:
     options = _parser().parse_args()
+    where = (options.prefix, options.run_dir, options.patience)
     try:
         if options.verb == "install":
-            node.install(options.prefix, options.run_dir, options.enter)
+            node.install(*where, options.enter)
         elif options.verb == "uninstall":
-            _say(node.uninstall(options.prefix, options.run_dir))
+            _say(node.uninstall(*where))
         else:
             with contextlib.nullcontext() if options.locked else Versions(options.prefix).alone():
-                _say(node.activate(options.prefix, options.run_dir, options.version))
+                _say(node.activate(*where, options.version))
     except (KybernateError, OSError, ValueError) as error:
         print(f"kybernate-installer: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, KybernateError) else 1
@@ -42,6 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (install, activate, uninstall):
         verb.add_argument("--prefix", type=Path, default=Path("/opt/kybernate"))
         verb.add_argument("--run-dir", type=Path, default=Path("/run/kybernate"))
+        verb.add_argument(
+            "--patience", type=float, default=BACK_SECONDS, metavar="SECONDS",
+            help="so long containerd may take to come back; then it gets its old configuration (default: 90)",
+        )  # fmt: skip
     install.add_argument(
         "--enter", type=int, default=0, metavar="PID", help="a process in the node's mount namespace (1, with hostPID)"
     )

@@ -25,7 +25,8 @@ from pathlib import Path
 from kybernate.errors import DeadlineError, ExternalError, NotFoundError
 from kybernate_installer import configuration
 
-_DUMP_SECONDS, _CTR_SECONDS, _END_SECONDS, _BACK_SECONDS, _SYSTEMD_SECONDS = 30.0, 20.0, 60.0, 90.0, 120.0
+_DUMP_SECONDS, _CTR_SECONDS, _END_SECONDS, _SYSTEMD_SECONDS = 30.0, 20.0, 60.0, 120.0
+BACK_SECONDS = 90.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -106,8 +107,10 @@ class Containerd:
         states = [row[-1] for row in rows if row[:2] == ["io.containerd.grpc.v1", "cri"]]
         return states[0] if states else f"missing: {done.stderr.strip()[-300:]}"
 
-    def restart(self) -> Containerd:
-        """End it, and wait for the next one to serve; containers run on. Raises NotBackError, BrokenError."""
+    def restart(self, seconds: float) -> Containerd:
+        """End it, and wait for the next one to serve, at most `seconds`; containers run on.
+
+        Raises NotBackError, BrokenError."""
         healthy = self.cri()
         if self.unit and os.path.isdir("/run/systemd/system"):
             how = f"restarted by systemd ({self.unit})"
@@ -118,7 +121,7 @@ class Containerd:
         else:
             how = "ended by SIGTERM"
             self._end()
-        limit = time.monotonic() + _BACK_SECONDS
+        limit = time.monotonic() + seconds
         while time.monotonic() < limit:
             with contextlib.suppress(NoContainerdError, OSError):
                 back = find((self.distribution,))
@@ -128,7 +131,7 @@ class Containerd:
                         raise BrokenError(reason=f"`ctr plugins list` says {state}")
                     return back
             time.sleep(0.1)
-        raise NotBackError(seconds=_BACK_SECONDS, how=how)
+        raise NotBackError(seconds=seconds, how=how)
 
     def _end(self) -> None:
         with contextlib.suppress(ProcessLookupError):

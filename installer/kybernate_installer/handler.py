@@ -23,7 +23,7 @@ from pathlib import Path
 from kybernate.errors import KybernateError, RefusedError
 from kybernate_installer import configuration
 from kybernate_installer.configuration import HANDLER, ConfigurationError, Table
-from kybernate_installer.containerd import Containerd
+from kybernate_installer.containerd import BACK_SECONDS, Containerd
 
 _ORIGINAL = ".before-kybernate"
 
@@ -49,10 +49,13 @@ class KnownRefusalError(RefusedError):
 
 
 class Handler:
-    """Our handler in the configuration of one containerd. `state` is a folder for the two marks."""
+    """Our handler in the configuration of one containerd, which is back within `patience` seconds after a restart.
 
-    def __init__(self, containerd: Containerd, state: Path) -> None:
+    `state` is a folder for the two marks."""
+
+    def __init__(self, containerd: Containerd, state: Path, patience: float = BACK_SECONDS) -> None:
         self.containerd = containerd
+        self._patience = patience
         self.file = containerd.config
         self._pending = state / "restart-pending"
         self._refused = state / "refused-handler"
@@ -108,7 +111,7 @@ class Handler:
         if text == wanted:
             if not self._pending.exists():
                 return False
-            self.containerd.restart()
+            self.containerd.restart(self._patience)
             self._pending.unlink(missing_ok=True)
             return True
         mark = hashlib.sha256(f"{self.containerd.program}\0{wanted}".encode()).hexdigest()
@@ -121,11 +124,11 @@ class Handler:
             _write(self.file.with_name(self.file.name + _ORIGINAL), text, like=self.file)
         self._put(wanted)
         try:
-            self.containerd.restart()
+            self.containerd.restart(self._patience)
         except KybernateError as error:
             _write(self._refused, f"{mark} {error}")
             self._put(text)
-            self.containerd.restart()
+            self.containerd.restart(self._patience)
             self._pending.unlink(missing_ok=True)
             raise
         self._pending.unlink(missing_ok=True)

@@ -46,7 +46,7 @@ def lay(prefix: Path) -> Path:
     return Versions(prefix).add(name, lambda folder, at: payload.lay(collected, folder, at))
 
 
-def install(prefix: Path, run_dir: Path, enter: int) -> None:
+def install(prefix: Path, run_dir: Path, patience: float, enter: int) -> None:
     """Lay and activate. `enter` is a process whose mount namespace is the node's; 0: this one's is.
 
     Raises ActivateError, ActivateLateError, the errors of `lay`.
@@ -54,10 +54,10 @@ def install(prefix: Path, run_dir: Path, enter: int) -> None:
     with Versions(prefix).alone() as lock:
         version = lay(prefix)
         into = ["nsenter", "--target", str(enter), "--mount", "--"] if enter else []
-        words = ["activate", "--prefix", str(prefix), "--run-dir", str(run_dir), "--version", version.name]
+        words = ["activate", "--prefix", str(prefix), "--run-dir", str(run_dir), "--patience", str(patience)]
         try:
             done = subprocess.run(
-                [*into, f"{version}/bin/kybernate-installer", *words, "--locked"],
+                [*into, f"{version}/bin/kybernate-installer", *words, "--version", version.name, "--locked"],
                 stdin=subprocess.DEVNULL, pass_fds=[lock], timeout=_ACTIVATE_SECONDS, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
@@ -66,14 +66,14 @@ def install(prefix: Path, run_dir: Path, enter: int) -> None:
         raise ActivateError(code=done.returncode)
 
 
-def activate(prefix: Path, run_dir: Path, name: str) -> list[str]:
+def activate(prefix: Path, run_dir: Path, patience: float, name: str) -> list[str]:
     """On the node: make the version the present one and register the handler. Returns what was done, for people.
 
     The caller holds the lock. Raises the errors of `containerd`, `handler` and `versions`, ValueError, OSError.
     """
     versions = Versions(prefix)
     version = versions.folder / name
-    handler = Handler(containerd.find(), prefix)
+    handler = Handler(containerd.find(), prefix, patience)
     runtime = handler.containerd.next_runtime(handler.dump())
     path = f"{version}/bin:{shim.DEFAULT_PATH}"
     shim.install(version, run_dir, runtime, path, payload.start(version))
@@ -84,14 +84,14 @@ def activate(prefix: Path, run_dir: Path, name: str) -> list[str]:
     return said + [f"removed {old}" for old in versions.forget_old()]
 
 
-def uninstall(prefix: Path, run_dir: Path) -> list[str]:
+def uninstall(prefix: Path, run_dir: Path, patience: float) -> list[str]:
     """On the node: take the handler out of containerd, then the files away. Returns what was done, for people.
 
     Raises InUseError, and the errors of `activate`.
     """
     versions = Versions(prefix)
     with versions.alone():
-        handler = Handler(containerd.find(), prefix)
+        handler = Handler(containerd.find(), prefix, patience)
         state = Path(str(handler.dump().get("state") or "/run/containerd"))
         launcher = f"{prefix}/bin/kybernate-runc"
         _refuse_in_use(run_dir, state, launcher)

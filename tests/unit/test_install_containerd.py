@@ -80,15 +80,14 @@ def test_a_distributions_template_is_edited_in_place_of_what_is_read(tmp_path: P
 def test_started_anew_it_is_another_process_that_listens(tmp_path: Path) -> None:
     with listening(tmp_path, again=True) as distribution:
         first = containerd.find((distribution,))
-        second = first.restart()
+        second = first.restart(60)
         assert (second.pid, second.started) != (first.pid, first.started)
         assert containerd.find((distribution,)) == second
 
 
-def test_one_that_nobody_starts_again_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containerd, "_BACK_SECONDS", 0.5)
+def test_one_that_nobody_starts_again_is_said(tmp_path: Path) -> None:
     with listening(tmp_path, again=False) as distribution, pytest.raises(NotBackError, match="Who starts it"):
-        containerd.find((distribution,)).restart()
+        containerd.find((distribution,)).restart(0.5)
 
 
 @pytest.mark.parametrize(

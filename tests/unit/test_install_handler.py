@@ -37,7 +37,7 @@ class Still(Containerd):
     starts: list[str] = dataclasses.field(default_factory=list)
     fails: bool = False
 
-    def restart(self) -> Containerd:
+    def restart(self, seconds: float) -> Containerd:
         text = self.config.read_text() if self.config.exists() else ""
         self.starts.append(text)
         if self.fails and "kybernate" in text:
@@ -195,7 +195,7 @@ def test_killed_between_switch_and_restart_containerd_is_started_anew_by_the_nex
 ) -> None:
     node.config.write_text(PLAIN)
 
-    def die(self: Still) -> Containerd:
+    def die(self: Still, seconds: float) -> Containerd:
         raise Killed
 
     with monkeypatch.context() as patch:
@@ -213,7 +213,7 @@ def test_containerd_that_never_comes_back_leaves_the_mark_for_the_next(node: Sti
 
     @dataclasses.dataclass(frozen=True)
     class Gone(Still):
-        def restart(self) -> Containerd:
+        def restart(self, seconds: float) -> Containerd:
             raise NotBackError(seconds=1, how="ended by SIGTERM")
 
     node.config.write_text(PLAIN)
