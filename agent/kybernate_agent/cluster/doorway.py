@@ -25,6 +25,11 @@ SANDBOX_NAME = "io.kubernetes.cri.sandbox-name"
 IMAGE_NAME = "io.kubernetes.cri.image-name"
 
 
+def image_of(message: Mapping[str, Any]) -> str:
+    """The name of the container's image, as containerd has it."""
+    return str((message.get("annotations") or {}).get(IMAGE_NAME, ""))
+
+
 async def ask(actor: Actor | None, message: Mapping[str, Any]) -> Answer:
     """The answer as things are now; a state that turns out to be lost is said."""
     if actor is None:

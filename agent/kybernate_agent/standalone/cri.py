@@ -225,6 +225,12 @@ class Cri:
         reply = await self._quick("ImageStatus", self._images.ImageStatus(request, timeout=QUICK_SECONDS))
         return reply.HasField("image")
 
+    async def image_id(self, image: str) -> str:
+        """The digest of its configuration, which names its content; empty where it is not here."""
+        request = pb.ImageStatusRequest(image=pb.ImageSpec(image=image))
+        reply = await self._quick("ImageStatus", self._images.ImageStatus(request, timeout=QUICK_SECONDS))
+        return str(reply.image.id)
+
     async def pull(self, image: str) -> None:
         request = pb.PullImageRequest(image=pb.ImageSpec(image=image))
         await self._call("PullImage", self._images.PullImage(request, timeout=PULL_SECONDS), PULL_SECONDS)
