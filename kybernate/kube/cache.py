@@ -131,7 +131,10 @@ class Informer(Generic[T]):
         cache that no longer follows."""
         if self._task is not None:
             self._task.cancel()
-        await self._group.__aexit__(kind, error, trace)
+        if kind is not None and issubclass(kind, asyncio.CancelledError):
+            await self._group.__aexit__(kind, error, trace)
+        else:  # what the block raised comes out as it is, in no group
+            await self._group.__aexit__(None, None, None)
 
     async def run(self) -> None:
         """Keep the cache filled; until cancelled."""

@@ -148,6 +148,27 @@ async def test_nobody_goes_on_with_a_cache_that_no_longer_follows(bed: KubeBed) 
     assert failure.group_contains(ZeroDivisionError)
 
 
+async def test_what_the_block_raises_comes_out_as_it_is(bed: KubeBed) -> None:
+    async def work() -> None:
+        async with bed.informer() as informer:
+            await informer.synced()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await work()
+    working = asyncio.create_task(ended_from_outside(bed))
+    await until(lambda: bed.proxy.open_streams == 1, "a stream")
+    working.cancel()
+    await asyncio.wait({working})
+    assert working.cancelled()
+    await until(lambda: bed.proxy.open_streams == 0, "the stream's end")
+
+
+async def ended_from_outside(bed: KubeBed) -> None:
+    async with bed.informer():
+        await asyncio.Event().wait()
+
+
 async def test_an_object_made_again_under_its_name_is_another_one(bed: KubeBed) -> None:
     first = await bed.put("a", "1")
     async with bed.informer() as informer:
