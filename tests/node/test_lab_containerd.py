@@ -35,9 +35,9 @@ def traces(lab: Containerd) -> list[str]:
 
 
 def network(lab: Containerd) -> list[str]:
-    """Routes and forwarding; other labs' bridges and their ports may come and go meanwhile."""
+    """Routes and forwarding; other labs' and clusters' links may come and go meanwhile."""
     routes = (run(["ip", "route"]) + run(["ip", "-6", "route"])).splitlines()
-    kept = [line for line in routes if lab.bridge.name in line or not re.search(r" dev (kyb|veth)", line)]
+    kept = [line for line in routes if lab.bridge.name in line or not re.search(r" dev (kyb|kyc|veth)", line)]
     return [*(path.read_text() for path in FORWARDING), *kept]
 
 
