@@ -81,7 +81,7 @@ class FaultyProxy:
         self._hangs = False
         self._before: list[tuple[Callable[[Seen], bool], Callable[[], None]]] = []
         self._listener: asyncio.Server | None = None
-        self._server = web.Server(self._handle)
+        self._server = web.Server(self._handle, handler_cancellation=True)
 
     async def __aenter__(self) -> FaultyProxy:
         self._to_server = ssl.create_default_context(cafile=str(self.bed.pki.certificate))
