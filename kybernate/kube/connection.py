@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Self
 
 import aiohttp
-from yarl import URL
 
 from kybernate import __version__
 from kybernate.kube.backoff import Backoff
@@ -162,7 +161,8 @@ class Connection:
         try:
             response = await self._session.request(
                 call.method,
-                URL(access.server + call.path, encoded=True).with_query(call.query),
+                access.server + call.path,
+                params=call.query,
                 data=call.body,
                 headers=headers,
                 allow_redirects=False,

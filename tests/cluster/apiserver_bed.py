@@ -36,6 +36,7 @@ VERSION = "1.34.4"
 READY_SECONDS = 120.0
 """It takes 3 to 5 s on an idle machine."""
 ADMIN = "admin"
+FOLDERS = "kybernate-apiserver-"
 KEPT = ("/registry/masterleases/", "/registry/leases/kube-system/apiserver-", "/registry/ranges/")
 """What the API server writes for itself, at any time."""
 CRD_KEYS = ("/registry/apiextensions.k8s.io/", "/registry/apiregistration.k8s.io/")
@@ -257,8 +258,11 @@ class ApiServerBed:
 
 @contextlib.contextmanager
 def open_apiserver_bed() -> Iterator[ApiServerBed]:
-    """A bed in a temporary folder; nothing of it is left afterwards."""
-    with tempfile.TemporaryDirectory(prefix="kybernate-apiserver-") as folder:
+    """A bed in a temporary folder; nothing of it is left afterwards, and what killed sessions left is removed first."""
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDERS}*"):
+        if not Path("/proc", left.name.removeprefix(FOLDERS).partition("-")[0]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{FOLDERS}{os.getpid()}-") as folder:
         bed = ApiServerBed(Path(folder))
         bed.start()
         try:

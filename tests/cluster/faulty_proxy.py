@@ -23,7 +23,6 @@ from dataclasses import dataclass
 import aiohttp
 from aiohttp import web
 from apiserver_bed import ApiServerBed, free_ports
-from yarl import URL
 
 PIECE_BYTES = 7
 
@@ -173,7 +172,8 @@ class FaultyProxy:
         names = ("Authorization", "Content-Type", "Accept")
         async with self._session.request(
             request.method,
-            URL(self.bed.server + request.raw_path, encoded=True),
+            self.bed.server + request.raw_path.partition("?")[0],
+            params=request.query,
             data=await request.read() or None,
             headers={name: request.headers[name] for name in names if name in request.headers},
             ssl=self._to_server,
