@@ -21,6 +21,7 @@ from kybernate.kube.events import Recorder
 from kybernate_controller import config
 from kybernate_controller.config import Config
 from kybernate_controller.controller import Controller
+from kybernate_controller.copies import Copies
 from kybernate_controller.health import Health
 
 log = logging.getLogger("kybernate_controller")
@@ -31,8 +32,8 @@ COMPONENT = "kybernate-controller"
 class Candidate:
     """Stands for the Lease again and again, and leads while it has it."""
 
-    def __init__(self, client: Client, controller: Controller, given: Config) -> None:
-        self._client, self._controller, self._given = client, controller, given
+    def __init__(self, client: Client, controller: Controller, copies: Copies, given: Config) -> None:
+        self._client, self._controller, self._copies, self._given = client, controller, copies, given
         self._election: Election | None = None
         self._alone = False
 
@@ -50,7 +51,7 @@ class Candidate:
         given = self._given
         if not given.elect:
             self._alone = True
-            await self._controller.lead()
+            await self._lead()
         while True:
             self._election = Election(
                 self._client,
@@ -67,7 +68,9 @@ class Candidate:
                 log.warning("%s", error)
 
     async def _lead(self) -> None:
-        await self._controller.lead(self.may_write)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._controller.lead(self.may_write), name="workloads")
+            group.create_task(self._copies.lead(self.may_write), name="copies")
 
 
 async def serve(given: Config) -> None:
@@ -77,13 +80,14 @@ async def serve(given: Config) -> None:
     credentials = await load_credentials(given.kubeconfig, context=given.context)
     async with Client(credentials, program=COMPONENT) as client, Recorder(client, COMPONENT) as recorder:
         controller = Controller(client, recorder, workers=given.workers)
-        candidate = Candidate(client, controller, given)
+        copies = Copies(client, recorder)
+        candidate = Candidate(client, controller, copies, given)
         health = Health(controller, client, recorder, candidate.leads)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         log.info("asks %s", credentials.server)
-        async with health.served(given.listen), controller.opened():
+        async with health.served(given.listen), controller.opened(), copies.opened():
             leading = asyncio.create_task(candidate.run(), name="candidate")
             ended = asyncio.create_task(stop.wait(), name="signal")
             try:

@@ -103,7 +103,7 @@ def pod(workload: GpuWorkloadObject, template: Template, name: str, node: str = 
         gates = [gate for gate in spec.get("readinessGates") or () if gate.get("conditionType") != names.SERVING]
         spec["readinessGates"] = [*gates, {"conditionType": names.SERVING}]
     if node:
-        _bind(spec, node)
+        bind(spec, node)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -133,7 +133,7 @@ def _requests(spec: dict[str, Any], container: str) -> dict[str, str]:
     return {}
 
 
-def _bind(spec: dict[str, Any], node: str) -> None:
+def bind(spec: dict[str, Any], node: str) -> None:
     """Let only `node` take the pod. By the node's name: its hostname label may say something else."""
     affinity = spec.setdefault("affinity", None) or {}
     node_affinity = affinity.get("nodeAffinity") or {}
