@@ -1,8 +1,8 @@
 """A pod like another one: what of a pod's spec is its own, and what others put in. Pure.
 
 Taken out is what the scheduler, admission, the kubelet and the controller add: node, priority number, overhead, the
-token that every pod gets, the readiness gate and the node affinity of a replica, debug containers. Requests that were lowered
-while the instance was parked are put back.
+token that every pod gets, the readiness gate and the node affinity of a replica, debug containers. Requests that were
+lowered while the instance was parked are put back.
 """
 
 from __future__ import annotations
