@@ -27,9 +27,10 @@ from kybernate.kube.controller import run_loop
 from kybernate.kube.events import Recorder, Regarding
 from kybernate.kube.queue import WorkQueue
 from kybernate.kube.resource import GPU_INSTANCES, GPU_WORKLOADS, NODES, PODS
+from kybernate_controller import slim
 from kybernate_controller.actions import Event
 from kybernate_controller.caches import BY_NODE, BY_WORKLOAD, Caches
-from kybernate_controller.objects import Instance, Node, Pod, slim_node
+from kybernate_controller.objects import Instance, Node, Pod
 from kybernate_controller.reconcile import Reconciler
 
 log = logging.getLogger("kybernate_controller")
@@ -51,12 +52,23 @@ class Controller:
     def __init__(self, client: Client, recorder: Recorder, *, workers: int = 8) -> None:
         self.tally = Tally()
         self.queue: WorkQueue[Key] = WorkQueue(group=lambda key: key.namespace)
-        self.workloads = Informer(client, GPU_WORKLOADS, GpuWorkloadObject)
+        self.workloads = Informer(client, GPU_WORKLOADS, GpuWorkloadObject, transform=slim.workload)
         self.instances = Informer(
-            client, GPU_INSTANCES, Instance, indexers={BY_WORKLOAD: _workload_of_instance, BY_NODE: _node_of}
+            client,
+            GPU_INSTANCES,
+            Instance,
+            indexers={BY_WORKLOAD: _workload_of_instance, BY_NODE: _node_of},
+            transform=slim.instance,
         )
-        self.pods = Informer(client, PODS, Pod, label_selector=names.WORKLOAD, indexers={BY_WORKLOAD: _workload_of_pod})
-        self.nodes = Informer(client, NODES, Node, transform=slim_node)
+        self.pods = Informer(
+            client,
+            PODS,
+            Pod,
+            label_selector=names.WORKLOAD,
+            indexers={BY_WORKLOAD: _workload_of_pod},
+            transform=slim.pod,
+        )
+        self.nodes = Informer(client, NODES, Node, transform=slim.node)
         self._client = client
         self._recorder = recorder
         self._workers = workers

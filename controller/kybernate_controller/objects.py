@@ -1,6 +1,7 @@
 """What the controller reads of a cluster's objects: only the fields that some decision needs.
 
-Ten thousand of each are held at once, so every field here costs; nothing is kept for later.
+Ten thousand of each are held at once, so every field here costs; nothing is kept for later. None of them is part of a
+reference cycle, so the garbage collector need not look at them (`gc=False`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ DISRUPTION_TARGET = "DisruptionTarget"
 """The pod condition that tells an eviction, which keeps an instance's state, from a deletion, which gives it up."""
 
 
-class Meta(Object, kw_only=True):
+class Meta(Object, kw_only=True, gc=False):
     """An object's metadata."""
 
     name: str = ""
@@ -33,11 +34,11 @@ class Meta(Object, kw_only=True):
     deletion_timestamp: str | None = None
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
-    owner_references: list[OwnerReference] = msgspec.field(default_factory=list)
-    finalizers: list[str] = msgspec.field(default_factory=list)
+    owner_references: tuple[OwnerReference, ...] = ()
+    finalizers: tuple[str, ...] = ()
 
 
-class ObjectCondition(Object, kw_only=True):
+class ObjectCondition(Object, kw_only=True, gc=False):
     """A condition of a pod or a node."""
 
     type: str
@@ -46,75 +47,74 @@ class ObjectCondition(Object, kw_only=True):
     message: str = ""
 
 
-class Resources(Object, kw_only=True):
+class Resources(Object, kw_only=True, gc=False):
     """As written: quantities are text."""
 
     requests: dict[str, str] = msgspec.field(default_factory=dict)
-    limits: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class ResizePolicy(Object, kw_only=True):
+class ResizePolicy(Object, kw_only=True, gc=False):
     """Whether a changed amount needs a restart of the container."""
 
     resource_name: str
     restart_policy: str
 
 
-class PodContainer(Object, kw_only=True):
+class PodContainer(Object, kw_only=True, gc=False):
     """A container as the pod asks for it."""
 
     name: str
     resources: Resources = msgspec.field(default_factory=Resources)
-    resize_policy: list[ResizePolicy] = msgspec.field(default_factory=list)
+    resize_policy: tuple[ResizePolicy, ...] = ()
 
 
-class ReadinessGate(Object, kw_only=True):
+class ReadinessGate(Object, kw_only=True, gc=False):
     """A condition without which the pod is not Ready."""
 
     condition_type: str
 
 
-class PodSpec(Object, kw_only=True):
+class PodSpec(Object, kw_only=True, gc=False):
     """What is wanted of a pod."""
 
     node_name: str = ""
-    containers: list[PodContainer] = msgspec.field(default_factory=list)
-    readiness_gates: list[ReadinessGate] = msgspec.field(default_factory=list)
+    containers: tuple[PodContainer, ...] = ()
+    readiness_gates: tuple[ReadinessGate, ...] = ()
 
 
-class Waiting(Object, kw_only=True):
+class Waiting(Object, kw_only=True, gc=False):
     """Why a container does not run yet."""
 
     reason: str = ""
     message: str = ""
 
 
-class ContainerState(Object, kw_only=True):
+class ContainerState(Object, kw_only=True, gc=False):
     """Of its three states only the one that tells of trouble."""
 
     waiting: Waiting | None = None
 
 
-class ContainerStatus(Object, kw_only=True):
+class ContainerStatus(Object, kw_only=True, gc=False):
     """A container as the kubelet sees it."""
 
     name: str = ""
     state: ContainerState = msgspec.field(default_factory=ContainerState)
 
 
-class PodStatus(Object, kw_only=True):
+class PodStatus(Object, kw_only=True, gc=False):
     """What has become of a pod."""
 
     phase: str = ""
     reason: str = ""
     message: str = ""
     qos_class: str = ""
-    conditions: list[ObjectCondition] = msgspec.field(default_factory=list)
-    container_statuses: list[ContainerStatus] = msgspec.field(default_factory=list)
-    init_container_statuses: list[ContainerStatus] = msgspec.field(default_factory=list)
+    conditions: tuple[ObjectCondition, ...] = ()
+    container_statuses: tuple[ContainerStatus, ...] = ()
+    init_container_statuses: tuple[ContainerStatus, ...] = ()
 
 
-class Pod(Object, kw_only=True):
+class Pod(Object, kw_only=True, gc=False):
     """A pod that carries the label kybernate.io/workload."""
 
     metadata: Meta
@@ -134,26 +134,26 @@ class Pod(Object, kw_only=True):
         return self.status.phase in ("Failed", "Succeeded")
 
 
-class Taint(Object, kw_only=True):
+class Taint(Object, kw_only=True, gc=False):
     """Why pods should not be on a node."""
 
     key: str
 
 
-class NodeSpec(Object, kw_only=True):
+class NodeSpec(Object, kw_only=True, gc=False):
     """What a person said about a node."""
 
     unschedulable: bool = False
-    taints: list[Taint] = msgspec.field(default_factory=list)
+    taints: tuple[Taint, ...] = ()
 
 
-class NodeStatus(Object, kw_only=True):
+class NodeStatus(Object, kw_only=True, gc=False):
     """What its kubelet, or the lack of it, says."""
 
-    conditions: list[ObjectCondition] = msgspec.field(default_factory=list)
+    conditions: tuple[ObjectCondition, ...] = ()
 
 
-class Node(Object, kw_only=True):
+class Node(Object, kw_only=True, gc=False):
     """A node."""
 
     metadata: Meta
@@ -169,7 +169,7 @@ class Node(Object, kw_only=True):
         return any(taint.key == OUT_OF_SERVICE for taint in self.spec.taints)
 
 
-class InstanceStatus(Object, kw_only=True):
+class InstanceStatus(Object, kw_only=True, gc=False):
     """Of what the agent observed, what decisions need."""
 
     observed_generation: int = 0
@@ -179,7 +179,7 @@ class InstanceStatus(Object, kw_only=True):
     pod_uid: str = msgspec.field(name="podUID", default="")
 
 
-class Instance(Object, kw_only=True):
+class Instance(Object, kw_only=True, gc=False):
     """A GpuInstance."""
 
     metadata: Meta
@@ -190,11 +190,3 @@ class Instance(Object, kw_only=True):
 def controller_of(metadata: Meta) -> OwnerReference | None:
     """Who manages the object; None for an orphan."""
     return next((owner for owner in metadata.owner_references if owner.controller), None)
-
-
-def slim_node(node: Node) -> Node:
-    """Heartbeats, sizes and labels are not looked at."""
-    node.metadata.labels = {}
-    node.metadata.annotations = {}
-    node.status.conditions = [c for c in node.status.conditions if c.type == "Ready"]
-    return node

@@ -12,9 +12,10 @@ import asyncio
 import copy
 import itertools
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, Protocol
 
+from kybernate_controller import slim
 from kybernate_controller.caches import BY_WORKLOAD, Caches
 from kybernate_controller.objects import Instance, Node, Pod
 from kybernate_controller.reconcile import Reconciler
@@ -32,6 +33,12 @@ from kybernate.kube.watch import Applied, Deleted, Event, Restarted
 NAMESPACE = "default"
 WORKLOAD = "chat"
 Dict = dict[str, Any]
+SLIM: dict[Resource, Callable[[Any], Any]] = {
+    PODS: slim.pod,
+    NODES: slim.node,
+    GPU_INSTANCES: slim.instance,
+    GPU_WORKLOADS: slim.workload,
+}
 
 
 class Crash(BaseException):
@@ -275,7 +282,7 @@ class FakeWatch:
         return self.resource is not PODS or names.WORKLOAD in body["metadata"].get("labels", {})
 
     def _read(self, body: Dict) -> Any:
-        return decode(encode(body), self.kind)
+        return SLIM[self.resource](decode(encode(body), self.kind))
 
 
 class Brain:
@@ -304,7 +311,13 @@ class Brain:
             GPU_INSTANCES: {BY_WORKLOAD: lambda i: (Key(i.metadata.namespace, i.spec.workload),)},
             PODS: {BY_WORKLOAD: lambda p: (Key(p.metadata.namespace, p.metadata.labels[names.WORKLOAD]),)},
         }
-        informer: Informer[Any] = Informer(None, resource, kind, indexers=indexers.get(resource))  # type: ignore[arg-type]
+        informer: Informer[Any] = Informer(
+            None,  # type: ignore[arg-type]
+            resource,
+            kind,
+            indexers=indexers.get(resource),
+            transform=SLIM[resource],
+        )
         watch = FakeWatch(api, resource, kind)
         informer.watch = watch  # type: ignore[assignment]
         self.watches.append(watch)

@@ -1,4 +1,4 @@
-"""A cluster for the controller's simulation: nodes, scheduler, kubelets, agents, a person, who act when the dice say so.
+"""A cluster for the controller's simulation: nodes, scheduler, kubelets, agents, a person; the dice say who acts.
 
 What is truly on the nodes (`truth`) is kept apart from what the API server was told, so that a state that is left
 behind, begun anew or given up unasked is seen: `wrongs` collects whatever must never happen.
