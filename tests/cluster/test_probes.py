@@ -9,10 +9,20 @@ import contextlib
 import re
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
-from agent_in_cluster import Instance, NodeAgent, agent_on, eventually, instance, processes_of
+from agent_in_cluster import (
+    Instance,
+    NodeAgent,
+    agent_on,
+    app_pod,
+    eventually,
+    make_instance,
+    processes_of,
+    remove,
+)
 from cluster_bed import ClusterBed
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -21,6 +31,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "grpc": {"grpc": {"port": 8082, "service": "any"}},
     "exec": {"exec": {"command": ["/bin/cat", "/alive"]}},
 }
+KINDS = ("Liveness", "Readiness")
 KEYS = ("pod", "probe_type", "result")
 OFTEN = {"periodSeconds": 1, "timeoutSeconds": 5}
 PRE_STOP = {"preStop": {"exec": {"command": ["/bin/sh", "-c", "echo >> /stopping"]}}}
@@ -56,32 +67,41 @@ def probed_pod(way: str, **more: Any) -> dict[str, Any]:
 def probed(
     bed: ClusterBed, name: str, way: str, *, container: dict[str, Any] | None = None, **policy: Any
 ) -> Iterator[Instance]:
-    spec = probed_pod(way, **(container or {}))
-    with instance(bed, name, pod_spec=spec, **policy) as one:
-        yield one
+    """Made, and gone at the end."""
+    made = make_instance(bed, name, pod_spec=probed_pod(way, **(container or {})), **policy)
+    try:
+        yield made
+    finally:
+        remove(bed, name)
 
 
 class Count:
-    """How often the kubelet has probed the container of a pod, as it says itself."""
+    """How often the kubelet has heard `result` of the probes of that kind of a pod's container, as it says itself."""
 
-    def __init__(self, one: Instance) -> None:
-        self._one = one
+    def __init__(self, one: Instance, kind: str, result: str) -> None:
+        self._bed, self._labels = one.bed, (one.name, kind, result)
+        self.before = self.now()
 
-    def of(self, kind: str, result: str) -> int:
-        node = self._one.bed.node.name
-        text = self._one.bed.kubectl("get", "--raw", f"/api/v1/nodes/{node}/proxy/metrics/probes")
+    def now(self) -> int:
+        text = self._bed.kubectl("get", "--raw", f"/api/v1/nodes/{self._bed.node.name}/proxy/metrics/probes")
         total = 0
         for line in text.splitlines():
             labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
-            asked = (self._one.name, kind, result)
-            if line.startswith("prober_probe_total{") and asked == tuple(map(labels.get, KEYS)):
+            if line.startswith("prober_probe_total{") and self._labels == tuple(map(labels.get, KEYS)):
                 total += int(float(line.rsplit(" ", 1)[1]))
         return total
 
-    def grows(self, kind: str, result: str, by: int = 3) -> None:
-        """Wait until the kubelet has heard `result` that many times more."""
-        before = self.of(kind, result)
-        eventually(lambda: self.of(kind, result) >= before + by, 60, f"{by} more {kind} probes are {result}")
+    def has_grown(self, by: int) -> bool:
+        return self.now() >= self.before + by
+
+    def __str__(self) -> str:
+        return " ".join(self._labels)
+
+
+def grow(counts: list[Count], by: int = 3) -> None:
+    """Wait until the kubelet has heard each result that many times more."""
+    for count in counts:
+        eventually(partial(count.has_grown, by), 60, f"{by} more {count}")
 
 
 def wakes(one: Instance) -> list[str]:
@@ -93,35 +113,39 @@ def say(one: Instance, path: str) -> None:
         answer.read()
 
 
-@pytest.mark.parametrize("way", list(WAYS))
-def test_a_probed_sleeper_stays_ready_and_asleep(cluster_bed: ClusterBed, agent: NodeAgent, way: str) -> None:
-    with probed(cluster_bed, f"{way}-probed-0", way, suspendAfter="2s") as one:
-        count = Count(one)
-        before = one.ask()
+def test_probed_sleepers_stay_ready_and_asleep(cluster_bed: ClusterBed, agent: NodeAgent) -> None:
+    """One for each way of probing, all at once."""
+    with contextlib.ExitStack() as stack:
+        ones = [stack.enter_context(probed(cluster_bed, f"{way}-probed-0", way, suspendAfter="2s")) for way in WAYS]
+        before = {one: one.serving() for one in ones}
         for state in ("Suspended", "Parked"):
-            if state == "Parked":
+            for one in ones if state == "Parked" else []:
                 assert one.order("park")["outcome"] == "done"
-            since = one.wait(state)["since"]
-            for kind in ("Liveness", "Readiness"):
-                count.grows(kind, "successful")
-            asleep = one.status
-            assert (asleep["state"], asleep["since"]) == (state, since), "no probe has woken it"
-            assert wakes(one) == []
-            assert one.ready()
-        assert processes_of(one.name) == []
-        after = one.ask()
-        assert (after.count, after.born) == (before.count + 1, before.born)
-        eventually(lambda: wakes(one) == ["resume"], 20, "one wake is told")
-        one.wait("Suspended")
-        assert one.restarts() == 0
-        assert [count.of(kind, "failed") for kind in ("Liveness", "Readiness")] == [0, 0]
+            asleep = {one: (one.wait(state)["since"], wakes(one)) for one in ones}
+            grow([Count(one, kind, "successful") for one in ones for kind in KINDS])
+            for one in ones:
+                assert one.status["state"] == state
+                assert (one.status["since"], wakes(one)) == asleep[one], f"{one.name} was woken"
+                assert one.ready()
+        for one in ones:
+            assert processes_of(one.name) == []
+            after = one.ask()
+            assert (after.count, after.born) == (before[one].count + 1, before[one].born)
+        for one in ones:
+            known = [*asleep[one][1], "resume"]
+            eventually(partial(lambda one, known: wakes(one) == known, one, known), 20, "one wake is told")
+        for one in ones:
+            one.wait("Suspended")
+            assert one.restarts() == 0
+            assert [Count(one, kind, "failed").now() for kind in KINDS] == [0, 0]
 
 
 @pytest.mark.parametrize("way", ["http", "exec"])
 def test_a_failing_probe_restarts_what_is_awake(cluster_bed: ClusterBed, agent: NodeAgent, way: str) -> None:
-    with probed(cluster_bed, f"{way}-failing-0", way, suspendAfter="10m") as one:
-        born = one.ask().born
-        Count(one).grows("Liveness", "successful")
+    strict = {"livenessProbe": {**WAYS[way], **OFTEN, "failureThreshold": 1}}
+    with probed(cluster_bed, f"{way}-failing-0", way, container=strict, suspendAfter="10m") as one:
+        born = one.serving().born
+        grow([Count(one, "Liveness", "successful")])
         assert one.restarts() == 0
         say(one, "/sick")
         eventually(lambda: one.restarts() >= 1, 60, "the kubelet restarts it")
@@ -130,11 +154,12 @@ def test_a_failing_probe_restarts_what_is_awake(cluster_bed: ClusterBed, agent: 
 
 def test_what_is_not_ready_does_not_sleep(cluster_bed: ClusterBed, agent: NodeAgent) -> None:
     """Asleep it would be answered for, and become ready by that."""
-    with probed(cluster_bed, "unready-0", "http", container={"livenessProbe": None}, suspendAfter="3s") as one:
-        born = one.ask().born
+    quick = {"livenessProbe": None, "readinessProbe": {**WAYS["http"], **OFTEN, "failureThreshold": 1}}
+    with probed(cluster_bed, "unready-0", "http", container=quick, suspendAfter="3s") as one:
+        born = one.serving().born
         say(one, "/sick")
         eventually(lambda: not one.ready(), 60, "the kubelet finds it not ready")
-        Count(one).grows("Readiness", "failed", 6)
+        grow([Count(one, "Readiness", "failed")], 5)
         assert one.status["state"] == "Running"
         assert not one.ready()
         say(one, "/well")
@@ -146,20 +171,37 @@ def test_what_is_not_ready_does_not_sleep(cluster_bed: ClusterBed, agent: NodeAg
 def test_a_probed_port_that_nobody_asked_to_wake_by_is_answered_too(cluster_bed: ClusterBed, agent: NodeAgent) -> None:
     """The policy names one port, the probe another."""
     with probed(cluster_bed, "other-port-0", "tcp", ports=[8080]) as one:
+        one.serving()
         assert one.order("park")["outcome"] == "done"
-        Count(one).grows("Readiness", "successful")
+        grow([Count(one, "Readiness", "successful")])
         assert one.status["state"] == "Parked"
         assert wakes(one) == []
 
 
+def test_an_annotated_pods_probes_are_answered_alike(cluster_bed: ClusterBed, agent: NodeAgent) -> None:
+    made = app_pod("annotated-probed", **probed_pod("http"))
+    made["metadata"]["annotations"] |= {"kybernate.io/suspend-after": "2s", "kybernate.io/park-after": "1s"}
+    cluster_bed.apply(made)
+    one = Instance(cluster_bed, "annotated-probed")
+    try:
+        born = one.serving().born
+        one.wait("Parked")
+        grow([Count(one, kind, "successful") for kind in KINDS])
+        assert one.status["state"] == "Parked"
+        assert one.ready()
+        assert one.ask().born == born
+    finally:
+        remove(cluster_bed, one.name)
+
+
 def test_a_hook_before_the_end_wakes_nobody(cluster_bed: ClusterBed, agent: NodeAgent) -> None:
     with probed(cluster_bed, "hook-0", "exec", container={"lifecycle": PRE_STOP}) as one:
+        one.serving()
         assert one.order("park")["outcome"] == "done"
         uid = one.pod["metadata"]["uid"]
         cluster_bed.delete(f"pod/{one.name}")
         assert wakes(one) == []
-        about = f"--field-selector=involvedObject.uid={uid}"
-        told = [event["reason"] for event in cluster_bed.items("events", about)]
+        told = [event["reason"] for event in cluster_bed.items("events", f"--field-selector=involvedObject.uid={uid}")]
         assert "FailedPreStopHook" not in told
         assert "Resumed" not in one.events()
 
@@ -167,10 +209,11 @@ def test_a_hook_before_the_end_wakes_nobody(cluster_bed: ClusterBed, agent: Node
 def test_the_agent_may_be_replaced_while_it_sleeps(cluster_bed: ClusterBed, agent: NodeAgent) -> None:
     patient = {kind: {**WAYS["http"], **OFTEN, "failureThreshold": 60} for kind in ("livenessProbe", "readinessProbe")}
     with probed(cluster_bed, "replaced-0", "http", container=patient) as one:
+        one.serving()
         assert one.order("park")["outcome"] == "done"
         with agent.away():
             pass
-        Count(one).grows("Liveness", "successful")
+        grow([Count(one, "Liveness", "successful")])
         assert one.status["state"] == "Parked"
         assert wakes(one) == []
         assert one.ready()
