@@ -40,7 +40,7 @@ TOLD = {
     Verb.PARK: "Parked",
     Verb.RESUME: "Resumed",
     Verb.RESCUE: "Rescued",
-    Verb.ADOPT: "Adopted",
+    Verb.ADOPT: "Started",
     Verb.CHECKPOINT: "Checkpointed",
 }
 SETTLED_BY = {Verb.SUSPEND: (Phase.SUSPENDED, Phase.PARKED), Verb.PARK: (Phase.PARKED,), Verb.RESUME: (Phase.RUNNING,)}

@@ -147,7 +147,8 @@ def verified(actor: Actor) -> Manifest:
 
 def lost(actor: Actor, error: KybernateError) -> None:
     """Say out loud that the state is gone. Nothing is deleted; a person decides."""
-    remedy = "Its images were left where they are. Delete the workload and apply it again to begin anew."
+    anew = "Delete the workload and apply it again" if actor.record.member is None else "Raise spec.startAnew"
+    remedy = f"Its images were left where they are. {anew} to begin anew."
     actor.say(
         Condition(
             type="StateLost", status="True", reason=type(error).__name__, message=f"{error} {remedy}", at=time.time()

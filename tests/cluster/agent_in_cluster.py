@@ -162,10 +162,9 @@ class Instance:
         self.bed.kubectl("patch", "gi", self.name, "--type=merge", "-p", json.dumps({"spec": spec}))
 
     def events(self) -> list[str]:
-        """Reasons of the Events about it, the oldest first."""
+        """Reasons of the Events about it."""
         about = f"--field-selector=involvedObject.name={self.name},involvedObject.kind=GpuInstance"
-        found = self.bed.items("events", about)
-        return [event["reason"] for event in sorted(found, key=lambda event: event["firstTimestamp"])]
+        return [event["reason"] for event in self.bed.items("events", about)]
 
     def restarts(self) -> int:
         return int(self.pod["status"]["containerStatuses"][0]["restartCount"])

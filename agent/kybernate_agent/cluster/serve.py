@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from pathlib import Path
 
 from kybernate.api.gpuinstance import GpuInstance
@@ -13,6 +12,7 @@ from kybernate.errors import KybernateError, RefusedError
 from kybernate.kube.client import Client
 from kybernate.kube.credentials import Credentials, load_credentials
 from kybernate.kube.events import Recorder
+from kybernate_agent.cluster.checkpoints import Checkpoints
 from kybernate_agent.cluster.gpunode import publish
 from kybernate_agent.cluster.health import HealthServer
 from kybernate_agent.cluster.metrics import Metrics
@@ -23,6 +23,7 @@ from kybernate_agent.instance import Record
 from kybernate_agent.node import Node
 from kybernate_agent.server import Api, ApiServer, News
 from kybernate_agent.services import Services
+from kybernate_agent.standalone.cri import Cri
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,10 @@ async def serve_cluster(services: Services, config: ClusterConfig, news: News, s
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(_client(credentials))
         recorder = await stack.enter_async_context(Recorder(client, "kybernate-agent", host=config.node))
-        source = node.source = ClusterSource(node, client, config)
+        cri = Cri(services.config.containerd_socket)
+        stack.push_async_callback(cri.close)
+        source = node.source = ClusterSource(node, client, recorder, config, cri.image_id)
+        checkpoints = Checkpoints(node, client, recorder, config.node, cri.image_id)
 
         def seen(record: Record) -> GpuInstance | None:
             if record.member is None or record.wanted is None or not source.instances.is_synced:
@@ -65,7 +69,6 @@ async def serve_cluster(services: Services, config: ClusterConfig, news: News, s
             source.happened()
 
         news.also(changed)
-        writer.begin(time.time())
         stack.push_async_callback(writer.close)
         await node.open()
         metrics.known(node.actors.values())
@@ -81,7 +84,8 @@ async def serve_cluster(services: Services, config: ClusterConfig, news: News, s
         log.info("ready: node %s of the cluster at %s", config.node, credentials.server)
         following = asyncio.create_task(source.follow())
         publishing = asyncio.create_task(publish(client, config.node, services, lambda: len(node.actors)))
-        stack.push_async_callback(_cancelled, following, publishing)
+        copying = asyncio.create_task(checkpoints.follow())
+        stack.push_async_callback(_cancelled, following, publishing, copying)
         for name in list(node.actors):
             changed(name)
         ended = asyncio.create_task(stop.wait())

@@ -16,15 +16,16 @@ from typing import Any
 
 from kybernate.api import names
 from kybernate.api.gpuinstance import GpuInstance
-from kybernate.errors import InvalidError, KybernateError, RefusedError
+from kybernate.errors import InvalidError, KybernateError
+from kybernate.kube.backoff import Backoff
 from kybernate.kube.cache import Change, Informer
 from kybernate.kube.client import Client
 from kybernate.kube.errors import AlreadyExistsError, ApiError, ApiNotFoundError
+from kybernate.kube.events import Recorder, Regarding
 from kybernate.kube.resource import GPU_INSTANCES, PODS
 from kybernate_agent import probed
 from kybernate_agent.actor import Actor
-from kybernate_agent.cluster import doorway
-from kybernate_agent.cluster.departure import depart
+from kybernate_agent.cluster import restored
 from kybernate_agent.cluster.finalizer import release
 from kybernate_agent.cluster.objects import (
     Fate,
@@ -38,40 +39,37 @@ from kybernate_agent.cluster.objects import (
     probes_of,
     wanted_of,
 )
-from kybernate_agent.cluster.starter import pod_of
+from kybernate_agent.cluster.orders import Orders
+from kybernate_agent.cluster.questions import Questions
 from kybernate_agent.config import ClusterConfig
-from kybernate_agent.instance import Leaving, Member, Phase, Record, Verb, Wanted
+from kybernate_agent.instance import Member, Phase, Record, Wanted
 from kybernate_agent.keepers import Keeper
 from kybernate_agent.node import Node
 
 log = logging.getLogger(__name__)
 
-LOOK_AGAIN_SECONDS = 2.0
-"""How often a waiting creation asks for what no informer tells: a GpuInstance whose nodeName is not set yet."""
-SECOND_LOOK_SECONDS = 0.3
-"""So long the word that a pod is evicted may be behind the signal: a kubelet under pressure writes it itself."""
-ORDERS = {"suspend": Verb.SUSPEND, "park": Verb.PARK, "resume": Verb.RESUME}
-
-
-class PodGoneError(RefusedError):
-    """pod {uid} is gone, or is being deleted. Its container is not needed any more."""
+PROBES_SECONDS = 2.0
+FORGOTTEN_PODS = 1000
+"""Of so many pods that are gone it is remembered whether they were evicted."""
 
 
 class ClusterSource:
     """See `kybernate_agent.source`."""
 
-    def __init__(self, node: Node, client: Client, config: ClusterConfig) -> None:
-        self._node, self._client, self._config = node, client, config
+    def __init__(
+        self, node: Node, client: Client, recorder: Recorder, config: ClusterConfig, digest_of: restored.DigestOf
+    ) -> None:
+        self._node, self._client, self._recorder, self._config = node, client, recorder, config
         here = f"spec.nodeName={config.node}"
         self.instances: Informer[GpuInstance] = Informer(client, GPU_INSTANCES, GpuInstance, field_selector=here)
         self.pods: Informer[Pod] = Informer(
             client, PODS, Pod, field_selector=here, indexers={"uid": lambda pod: [pod.metadata.uid]}
         )
         self._tasks: set[asyncio.Task[None]] = set()
-        self._happened = asyncio.Event()
-        self._gone_pods: dict[str, Fate] = {}
-        self._ordering: set[str] = set()
-        self._unknown: set[str] = set()  # uids of pods that wait and have been said to
+        self.next_happening = asyncio.Event()
+        self.gone_pods: dict[str, Fate] = {}
+        self._orders = Orders()
+        self._questions = Questions(self, node, client, config, digest_of)
 
     # --- from start to end ---
 
@@ -82,7 +80,9 @@ class ClusterSource:
         try:
             async with self.instances, self.pods:
                 await self.instances.synced()
-                await self._end_forgotten()
+                for actor in list(self._node.actors.values()):
+                    if not self._is_held(actor):
+                        self._begin(self._verify(actor))
                 await asyncio.Event().wait()
         finally:
             for task in list(self._tasks):
@@ -91,28 +91,35 @@ class ClusterSource:
 
     def happened(self, _: str = "") -> None:
         """Something is news to a creation that waits."""
-        self._happened.set()
-        self._happened = asyncio.Event()
+        self.next_happening.set()
+        self.next_happening = asyncio.Event()
 
     def _begin(self, doing: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(doing)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _end_forgotten(self) -> None:
-        """Instances of the journal whose object went while no agent was here."""
-        for actor in list(self._node.actors.values()):
-            member = actor.record.member
-            if member is None or self.instances.get(actor.wanted.namespace, member.name) is not None:
+    async def _verify(self, actor: Actor) -> None:
+        """The informer has no object of a known instance: it is gone, or it is not of this node, or not yet."""
+        member, backoff = actor.record.member, Backoff(longest=10.0)
+        while member is not None and not actor.deleting:
+            try:
+                found = await self._client.get(GPU_INSTANCES, GpuInstance, member.name, actor.wanted.namespace)
+            except ApiNotFoundError:
+                log.info("%s: its GpuInstance is gone", actor.record.id)
+                self._node.end(actor)
+                return
+            except ApiError:
+                await asyncio.sleep(backoff.next())
                 continue
-            with contextlib.suppress(ApiError):
-                try:
-                    found = await self._client.get(GPU_INSTANCES, GpuInstance, member.name, actor.wanted.namespace)
-                except ApiNotFoundError:
-                    found = None
-                if found is None or found.metadata.uid != member.uid or found.metadata.deletion_timestamp:
-                    log.info("%s: its GpuInstance is gone", actor.record.id)
-                    self._node.end(actor)
+            elsewhere = found.spec.node_name != self._config.node
+            nothing = actor.record.phase in (Phase.PENDING, Phase.BACKOFF, Phase.LOST)
+            if self._of(found) is actor and elsewhere and (nothing or found.spec.start_anew > member.start_anew):
+                log.info("%s: it begins anew elsewhere", actor.record.id)
+                self._node.end(actor)
+            else:
+                self.take(found)
+            return
 
     # --- what the informers tell ---
 
@@ -122,19 +129,25 @@ class ClusterSource:
         elif change.old is not None:
             actor = self._of(change.old)
             if actor is not None:
-                self._node.end(actor)
+                self._begin(self._verify(actor))
         self.happened()
 
     def _on_pod(self, change: Change[Pod]) -> None:
         if change.new is None and change.old is not None and is_managed(change.old):
-            self._gone_pods[change.old.metadata.uid] = Fate(True, fate_of(change.old).evicted, 0.0)
-            while len(self._gone_pods) > 1000:
-                del self._gone_pods[next(iter(self._gone_pods))]
-        elif change.new is not None and is_annotated(change.new) and change.new.metadata.deletion_timestamp is None:
-            self._begin(self._introduce(change.new))
+            self.gone_pods[change.old.metadata.uid] = Fate(True, fate_of(change.old).evicted, 0.0)
+            while len(self.gone_pods) > FORGOTTEN_PODS:
+                del self.gone_pods[next(iter(self.gone_pods))]
+        elif change.new is not None and is_annotated(change.new) and not self._is_introduced(change.new):
+            self._begin(self.introduce(change.new))
         if change.new is not None and is_managed(change.new):
             self._begin(self._tell_probes(change.new))
+            self._begin(self._find_started(change.new))
         self.happened()
+
+    def _is_held(self, actor: Actor) -> bool:
+        """Whether the informer has its object."""
+        member = actor.record.member
+        return member is not None and self.instances.get(actor.wanted.namespace, member.name) is not None
 
     def _of(self, instance: GpuInstance) -> Actor | None:
         actor = self._node.actors.get(id_of(instance.metadata.namespace, instance.metadata.name))
@@ -149,7 +162,7 @@ class ClusterSource:
             if actor is not None:
                 self._node.end(actor)
             else:
-                self._begin(release(self._client, meta.namespace, meta.name, meta.uid))
+                self._begin(release(self._client, meta.namespace, meta.name, meta.uid, self._config.node))
             return None
         if actor is None:
             name = id_of(meta.namespace, meta.name)
@@ -184,9 +197,8 @@ class ClusterSource:
                 c.type == "StateLost" and c.status == "True" for c in record.conditions
             ):
                 actor.begin_anew()
-        order = instance.metadata.annotations.get(names.ORDER, "")
-        if order:
-            self._order(actor, order)
+        if names.ORDER in instance.metadata.annotations:
+            self._begin(self._orders.carry_out(actor, instance))
 
     def _learn(self, record: Record, instance: GpuInstance) -> bool:
         """What the record has to know without the API server; True where something is new."""
@@ -194,6 +206,7 @@ class ClusterSource:
         assert member is not None
         before = (member.pod, member.pod_uid, member.generation)
         member.pod, member.pod_uid, member.generation = spec.pod, spec.pod_uid, meta.generation
+        member.restore_from = spec.restore_from
         return before != (member.pod, member.pod_uid, member.generation)
 
     # --- what the kubelet does to a pod, and finds ---
@@ -208,20 +221,37 @@ class ClusterSource:
             except KybernateError as error:
                 log.warning("%s: the probes of its pod: %s", actor.record.id, error)
 
-    async def _find_probes(self, actor: Actor, uid: str) -> None:
+    async def find_probes(self, actor: Actor, uid: str) -> None:
         """At a container's start; where the API server does not say, the informer will."""
         found = self.pods.by_index("uid", uid) if self.pods.is_synced else []
         member = actor.record.member
         with contextlib.suppress(ApiError, TimeoutError):
             if not found and member is not None:
-                async with asyncio.timeout(LOOK_AGAIN_SECONDS):
+                async with asyncio.timeout(PROBES_SECONDS):
                     found = [await self._client.get(PODS, Pod, member.pod, actor.wanted.namespace)]
         for pod in found:
             await self._tell_probes(pod)
 
+    async def _find_started(self, pod: Pod) -> None:
+        """A container whose `started` never came to us, because nobody was there or nobody answered in time."""
+        for actor in list(self._node.actors.values()):
+            record = actor.record
+            if record.pod.uid != pod.metadata.uid or actor.keeper_watched or actor.offer or actor.busy:
+                continue
+            run = self._node.services.config.run
+            for found in await self._node.services.starter.find():
+                with contextlib.suppress(KybernateError):
+                    if found.uid == record.pod.uid and (await Keeper(run, found.container).state()).started:
+                        actor.offered(found)
+
     # --- annotated pods ---
 
-    async def _introduce(self, pod: Pod) -> None:
+    def _is_introduced(self, pod: Pod) -> bool:
+        members = [actor.record.member for actor in self._node.actors.values()]
+        known = any(member and member.pod_uid == pod.metadata.uid for member in members)
+        return known or pod.metadata.deletion_timestamp is not None
+
+    async def introduce(self, pod: Pod) -> None:
         """An annotated pod's GpuInstance is ours to make."""
         meta = pod.metadata
         try:
@@ -234,33 +264,10 @@ class ClusterSource:
                     self.take(found)
         except InvalidError as error:
             log.warning("%s", error)
+            self._recorder.record(Regarding.of(PODS, pod), "Warning", "InvalidAnnotation", str(error))
         except ApiError as error:
             log.warning("pod %s/%s: its GpuInstance is not made yet: %s", meta.namespace, meta.name, error)
         self.happened()
-
-    # --- orders ---
-
-    def _order(self, actor: Actor, text: str) -> None:
-        verb, _, key = text.strip().partition(" ")
-        member = actor.record.member
-        if member is None or key == member.order or key in self._ordering:
-            return
-        self._ordering.add(key)
-        self._begin(self._carry_out(actor, member, verb, key))
-
-    async def _carry_out(self, actor: Actor, member: Member, verb: str, key: str) -> None:
-        try:
-            if verb not in ORDERS or not key:
-                raise InvalidError(f"expected `<verb> <id>` with one of {', '.join(ORDERS)}")
-            await actor.order(ORDERS[verb], wait=True)
-            outcome, message = "done", ""
-        except KybernateError as error:
-            outcome, message = "refused", str(error)
-        finally:
-            self._ordering.discard(key)
-        member.order, member.order_verb, member.order_outcome, member.order_message = key, verb, outcome, message
-        self._node.services.journal.save(actor.record)
-        self._node.services.changed(actor.record.id)
 
     # --- what the node asks ---
 
@@ -270,114 +277,13 @@ class ClusterSource:
         return record.wanted
 
     async def create(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            return await self._admit(message)
-        finally:
-            self._unknown.discard(str(message.get("pod_uid", "")))
-
-    async def _admit(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._config.create_wait_seconds
-        while True:
-            happened = self._happened
-            self._refuse_deleted(str(message.get("pod_uid", "")))
-            actor = await self._instance_of(message)
-            answer = await doorway.ask(actor, message)
-            if answer.action in ("start", "restore") and actor is not None:
-                return await doorway.open(actor, message, answer.action)
-            left = until - loop.time()
-            if answer.action == "refuse" or left <= 0:
-                raise RefusedError(f"pod {message.get('pod_uid')}: {answer.why}")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, LOOK_AGAIN_SECONDS)):
-                    await happened.wait()
-
-    def _refuse_deleted(self, uid: str) -> None:
-        """A pod that is to go must not wait for a creation that waits."""
-        pods = self.pods.by_index("uid", uid) if self.pods.is_synced else []
-        if uid in self._gone_pods or any(pod.metadata.deletion_timestamp for pod in pods):
-            raise PodGoneError(uid=uid)
-
-    async def _instance_of(self, message: Mapping[str, Any]) -> Actor | None:
-        """The instance that this pod is, if that is known or can be found out now."""
-        uid = str(message.get("pod_uid", ""))
-        for actor in self._node.actors.values():
-            member = actor.record.member
-            if uid and member is not None and member.pod_uid == uid and actor.wanted.container == message.get("name"):
-                return actor
-        notes = message.get("annotations") or {}
-        namespace, name = notes.get(doorway.SANDBOX_NAMESPACE, ""), notes.get(doorway.SANDBOX_NAME, "")
-        try:
-            async with asyncio.timeout(LOOK_AGAIN_SECONDS):
-                pod = await self._client.get(PODS, Pod, name, namespace)
-                if pod.metadata.uid != uid:
-                    raise PodGoneError(uid=uid)
-                if is_annotated(pod):
-                    await self._introduce(pod)
-                elif instance := pod.metadata.labels.get(names.INSTANCE):
-                    found = await self._client.get(GPU_INSTANCES, GpuInstance, instance, namespace)
-                    return self.take(found) if found.spec.pod_uid == uid else None
-        except PodGoneError:
-            raise
-        except (KybernateError, TimeoutError) as error:
-            if uid not in self._unknown:
-                log.info("pod %s/%s: not known yet: %s", namespace, name, error)
-            self._unknown.add(uid)
-        return None
+        return await self._questions.create(message)
 
     async def started(self, container: str) -> None:
-        state = await Keeper(self._node.services.config.run, container).state()
-        actor = next((a for a in self._node.actors.values() if a.record.pod.uid == state.pod_uid), None)
-        if actor is None:
-            raise RefusedError(f"container {container} belongs to no instance of this node")
-        await self._find_probes(actor, state.pod_uid)
-        actor.offered(pod_of(state))
+        await self._questions.started(container)
 
     async def terminate(self, actor: Actor, signal: int) -> str:
-        record, policy = actor.record, actor.policy
-        annotated = record.member is not None and record.member.annotated
-        fate = await self._fate(actor)
-        departure = depart(
-            record.phase, fate, annotated=annotated, wake_to_end=policy.wake_to_end, drain_timeout=policy.drain_timeout
-        )
-        log.info("%s: told to end by signal %d: %s, %s", record.id, signal, fate, departure)
-        if departure.given_up:
-            actor.give_up(departure.given_up)
-        if not departure.park and not departure.wake:
-            return "end"
-        now = time.time()
-        actor.leave(
-            Leaving(
-                signal=signal, at=now, drain=departure.drain_seconds, until=now + departure.seconds, wake=departure.wake
-            )
-        )
-        return "park"
-
-    async def _fate(self, actor: Actor) -> Fate | None:
-        """What becomes of its pod; None where nobody can say."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._config.terminate_seconds
-        uid, member = actor.record.pod.uid, actor.record.member
-        if (gone := self._gone_pods.get(uid)) is not None:
-            return gone
-        found = self.pods.by_index("uid", uid) if self.pods.is_synced else []
-        if found and found[0].metadata.deletion_timestamp is not None:
-            return fate_of(found[0])
-        try:
-            while member is not None:
-                async with asyncio.timeout_at(until):
-                    pod = await self._client.get(PODS, Pod, member.pod, actor.wanted.namespace)
-                if pod.metadata.uid != uid:
-                    return self._gone_pods.get(uid)
-                fate = fate_of(pod)
-                if fate.deleted or fate.evicted or loop.time() + 2 * SECOND_LOOK_SECONDS > until:
-                    return fate
-                await asyncio.sleep(SECOND_LOOK_SECONDS)
-        except ApiNotFoundError:
-            return self._gone_pods.get(uid)
-        except (ApiError, TimeoutError) as error:
-            log.warning("%s: what becomes of its pod is not known: %s", actor.record.id, error)
-        return None
+        return await self._questions.terminate(actor, signal)
 
     def gone(self, record: Record) -> None:
         member, wanted = record.member, record.wanted
@@ -385,8 +291,8 @@ class ClusterSource:
             self._begin(self._let_go(member, wanted.namespace))
 
     async def _let_go(self, member: Member, namespace: str) -> None:
-        await release(self._client, namespace, member.name, member.uid)
+        await release(self._client, namespace, member.name, member.uid, self._config.node)
         held = self.instances.get(namespace, member.name) if self.instances.is_synced else None
-        if held is not None and held.metadata.uid != member.uid:
+        if held is not None and held.metadata.deletion_timestamp is None:
             self.take(held)
         self.happened()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -34,7 +35,6 @@ COALESCE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 5.0
 QUIET = (Verb.PROVE, Verb.RESET)
 STATE = {Phase.PENDING: "Waiting", Phase.BACKOFF: "Waiting", Phase.ENDED: "Ending"}
-GENERIC = "StateLost"
 
 
 def when(seconds: float) -> str:
@@ -49,6 +49,8 @@ def status_of(actor: Actor, node: str) -> InstanceStatus:
     state = STATE.get(record.phase, record.phase.value)
     if record.phase == Phase.RUNNING and not actor.keeper_watched:
         state = "Waiting"  # its container ended
+    if not actor.keeper_watched and any(c.type == "StateLost" and c.status == "True" for c in record.conditions):
+        state = "StateLost"  # also where a pod may not have what is kept
     if actor.deleting:
         state = "Ending"
     next_step = None
@@ -57,7 +59,7 @@ def status_of(actor: Actor, node: str) -> InstanceStatus:
     return InstanceStatus(
         observed_generation=member.generation,
         state=state,
-        tier=TIER.get(record.phase, "") if state != "Waiting" else "",
+        tier=TIER.get(record.phase, "") if state not in ("Waiting", "StateLost") else "",
         since=when(record.since),
         node_name=node,
         pod=member.pod if record.pod.uid == member.pod_uid else "",
@@ -125,6 +127,7 @@ class StatusWriter:
         self._writers: dict[str, asyncio.Task[None]] = {}
         self._written: dict[str, tuple[Any, ...]] = {}
         self._told: dict[str, float] = {}  # up to when Events have been told
+        self._began = time.time()  # Events from before were told by the agent before
         self.writes = 0
 
     def changed(self, name: str) -> None:
@@ -194,7 +197,7 @@ class StatusWriter:
         told = self._told.get(record.id)
         newest = max((event.at for event in record.events), default=0.0)
         if told is None:
-            told = self._told_before(record)
+            told = self._began
         assert record.member is not None
         assert record.wanted is not None
         about = Regarding(GPU_INSTANCES, record.wanted.namespace, record.member.name, record.member.uid)
@@ -202,12 +205,3 @@ class StatusWriter:
             if event.at > told:
                 self._recorder.record(about, event.type, event.reason, event.message)  # type: ignore[arg-type]
         self._told[record.id] = max(newest, told)
-
-    def _told_before(self, record: Record) -> float:
-        return self._began
-
-    _began = 0.0
-
-    def begin(self, now: float) -> None:
-        """Events from before `now` were told by the agent before."""
-        self._began = now
