@@ -19,6 +19,7 @@ from node_bed import PYTHON_IMAGE
 
 from kybernate.errors import ExternalError
 from kybernate.lab import Image, python_image
+from kybernate.lab.process import ProgramError
 from kybernate.lab.product_image import ROOT, product_image
 
 NAMESPACE = "kybernate-system"
@@ -43,7 +44,11 @@ def deploy(bed: ClusterBed) -> None:
 def await_rollout(bed: ClusterBed) -> None:
     for what in ("ds/kybernate-agent", "deploy/kybernate-controller"):
         more = [f"--timeout={ROLLOUT_SECONDS:g}s", "-n", NAMESPACE]
-        bed.kubectl("rollout", "status", what, *more, seconds=ROLLOUT_SECONDS + 30)
+        try:
+            bed.kubectl("rollout", "status", what, *more, seconds=ROLLOUT_SECONDS + 30)
+        except ProgramError as error:
+            said = bed.kubectl("logs", what, "-n", NAMESPACE, "--all-containers", "--tail=40")
+            raise AssertionError(f"{error}; {what} says: {said}") from None
 
 
 def starts(bed: ClusterBed) -> int:
