@@ -27,26 +27,42 @@ kubelet makes of ConfigMaps and the like are the pod's, and only compared.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import platform
 import socket
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from kybernate.criu import addresses, privileges
 from kybernate.criu.mounts import mounts
-from kybernate.errors import ExternalError, InvalidError, KybernateError, RefusedError, StateLostError
+from kybernate.errors import ExternalError, RefusedError, StateLostError
 from kybernate.store.archive import pack, packed_bytes, unpack
-from kybernate_agent import namespaces, processes, volumes
-from kybernate_agent.standalone.cri import Cri
+from kybernate_agent import namespaces, volumes
+from kybernate_agent.facts import BundleError, Facts, facts_of, read
 from kybernate_agent.volumes import EMPTY_DIR, Mount
 
-log = logging.getLogger(__name__)
+__all__ = [
+    "FILE",
+    "BundleError",
+    "Facts",
+    "HostNameError",
+    "ImageDiffersError",
+    "MountDiffersError",
+    "NotPortableError",
+    "ProcessorDiffersError",
+    "Saved",
+    "ViewError",
+    "facts_of",
+    "has_moved",
+    "images_for",
+    "load",
+    "name_host",
+    "needed_bytes",
+    "restore",
+    "save",
+]
 
 FILE = "portable.json"
 LAYER, SHM = "layer.tar", "shm.tar"
@@ -79,32 +95,12 @@ class NotPortableError(RefusedError):
     """{container}: {problem}. Only the pod that it was parked in can have it back."""
 
 
-class BundleError(InvalidError):
-    """{path} cannot be read: {cause}"""
-
-
 class ViewError(ExternalError):
     """The images cannot be shown with the pod's new addresses in {path}: {cause}"""
 
 
 class HostNameError(ExternalError):
     """The host name of process {pid} cannot be set to {name}: {cause}"""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """A container as its bundle says. `digest` is the image's own where it is known; `upper` the writable layer."""
-
-    container: str
-    pod_uid: str
-    sandbox: str
-    image: str
-    digest: str
-    upper: str
-    mounts: tuple[Mount, ...]
-    allowed: privileges.Allowed
-    shm: str = ""
-    addresses: tuple[str, ...] = ()
 
 
 class Saved(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -127,25 +123,6 @@ class Saved(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     boot: str
     shm: bool
     addresses: tuple[str, ...]
-
-
-async def facts_of(bundle: Path, socket: str = "") -> Facts:
-    """Of a container with a mounted root file system; it needs no process. containerd at `socket` is asked for the
-    image's digest. Raises BundleError."""
-    facts = await asyncio.to_thread(_facts_of, bundle)
-    return replace(facts, digest=await _digest(socket, facts.container)) if socket else facts
-
-
-async def _digest(socket: str, container: str) -> str:
-    """Empty where containerd cannot say: then the image's name counts."""
-    cri = Cri(socket)
-    try:
-        return (await cri.container_status(container)).image_ref
-    except KybernateError as error:
-        log.warning("the image of container %s: only its name counts: %s", container, error)
-        return ""
-    finally:
-        await cri.close()
 
 
 async def needed_bytes(container: Facts, whole: bool, seconds: float = SECONDS) -> int:
@@ -195,40 +172,7 @@ def load(images: Path) -> Saved | None:
     return saved
 
 
-# -- facts
-
-
-def _facts_of(bundle: Path) -> Facts:
-    path = bundle / "config.json"
-    try:
-        config: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-        notes: dict[str, str] = config.get("annotations") or {}
-        uid, sandbox = (notes.get(f"io.kubernetes.cri.sandbox-{name}", "") for name in ("uid", "id"))
-        found = volumes.mounts_of(config.get("mounts") or (), uid, sandbox)
-        return Facts(
-            container=bundle.name,
-            pod_uid=uid,
-            sandbox=sandbox,
-            image=notes.get("io.kubernetes.cri.image-name", ""),
-            digest="",
-            upper=processes.writable_layer_of_bundle(bundle),
-            mounts=found,
-            allowed=privileges.allowed(config),
-            addresses=_addresses(config),
-            shm=next((it.source for it in found if it.destination == "/dev/shm" and it.kind == "sandbox"), ""),
-        )
-    except (OSError, msgspec.MsgspecError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(path=str(path), cause=str(error)) from error
-
-
-def _addresses(config: dict[str, Any]) -> tuple[str, ...]:
-    """Of the pod; none where its network is gone, or the host's."""
-    spaces = (config.get("linux") or {}).get("namespaces") or ()
-    path = next((space.get("path", "") for space in spaces if space.get("type") == "network"), "")
-    try:
-        return namespaces.inside(path, namespaces.NETWORK, namespaces.addresses) if path else ()
-    except OSError:
-        return ()
+# -- this machine
 
 
 def instructions() -> tuple[str, ...]:
@@ -339,6 +283,9 @@ def _restore(images: Path, new: Facts, until: float) -> bool:
     refuse_other(saved, new, instructions(), platform.machine())
     privileges.refuse_exceeding(new.container, privileges.held(images), new.allowed, saved.allowed)
     if saved.sandbox != new.sandbox:
+        if new.on_host:
+            # CRIU would set the node's host name to the pod's, and bind what the pod had bound on the node.
+            raise NotPortableError(container=new.container, problem=f"it shares the node's {new.on_host} namespace")
         folders = _empty_dirs(new)
         for name, file in saved.archives.items():
             gone = saved.boot != _boot() and name in saved.in_memory
@@ -368,7 +315,7 @@ async def images_for(images: Path, bundle: Path, view: Path) -> Path:
 def _images_for(images: Path, bundle: Path, view: Path) -> Path:
     saved = load(images)
     before = saved.addresses if saved else ()
-    instead = addresses.replacements(before, _facts_of(bundle).addresses)
+    instead = addresses.replacements(before, read(bundle).addresses)
     return addresses.readdressed(images, view, instead) if instead else images
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from kybernate_agent.portable import (
 )
 from kybernate_agent.volumes import Mount
 
+from kybernate.criu import images
+from kybernate.criu._pb import criu_images_pb2 as pb
 from kybernate.criu.privileges import Allowed
 from kybernate.errors import KybernateError, StateLostError
 
@@ -174,3 +177,20 @@ async def test_whole_needs_an_overlay(tmp_path: Path) -> None:
 async def test_a_bundle_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(portable.BundleError, match=r"config\.json"):
         await portable.facts_of(tmp_path)
+
+
+async def test_a_container_on_the_nodes_own_network_does_not_move(tmp_path: Path) -> None:
+    made = bundle(tmp_path / "b")
+    (tmp_path / "images").mkdir()
+    await portable.save(tmp_path / "images", await portable.facts_of(made), whole=False)
+    core = pb.Core(tc=pb.TaskCore(comm="app"), thread_core=pb.ThreadCore(creds=pb.Creds(uid=0))).SerializeToString()
+    (tmp_path / "images" / "core-1.img").write_bytes(images.CORE + struct.pack("<I", len(core)) + core)
+    config = json.loads((made / "config.json").read_text())
+    config["annotations"]["io.kubernetes.cri.sandbox-id"] = "s-2"
+    config["linux"] = {"namespaces": [{"type": "uts", "path": "/proc/self/ns/uts"}]}
+    (made / "config.json").write_text(json.dumps(config))
+    facts = await portable.facts_of(made)
+    assert facts.on_host == "uts"
+    with pytest.raises(NotPortableError, match="shares the node's uts"):
+        await portable.restore(tmp_path / "images", facts)
+    assert not await portable.restore(tmp_path / "images", dataclasses.replace(facts, on_host=""))
