@@ -34,6 +34,7 @@ _ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _STEP = 8 << 20
+_MOST_LINKED = 200_000  # they are remembered, and a tenant can make millions
 _GONE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)  # a folder that another container has removed or exchanged
 _XATTR, _HOLES, _LENGTH = "SCHILY.xattr.", "KYBERNATE.data", "KYBERNATE.length"
 # They name inodes of the lower folders, or are a security module's own to give.
@@ -129,6 +130,8 @@ class _Packing:
         info.pax_headers = more
         if kind != tarfile.DIRTYPE and found.st_nlink > 1:
             first = self.seen.setdefault((found.st_dev, found.st_ino), path)
+            if len(self.seen) > _MOST_LINKED:
+                raise OSError(errno.EMLINK, f"more than {_MOST_LINKED} files with several names", path)
             if first != path:
                 info.type, info.linkname = tarfile.LNKTYPE, first
                 self._header(info)

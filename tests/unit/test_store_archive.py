@@ -16,7 +16,7 @@ import pytest
 from archive_tree import facts, plain_tree
 
 from kybernate.errors import DeadlineError
-from kybernate.store import ArchiveFailedError, ArchiveUnsafeError
+from kybernate.store import ArchiveFailedError, ArchiveUnsafeError, archive
 from kybernate.store.archive import pack, packed_bytes, unpack
 
 
@@ -152,3 +152,14 @@ def test_an_archive_that_ends_early_is_an_error(tree: Path, tmp_path: Path) -> N
     (tmp_path / "new").mkdir()
     with pytest.raises(ArchiveFailedError):
         unpack(tmp_path / "a.tar", tmp_path / "new", soon())
+
+
+def test_more_linked_files_than_can_be_remembered_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "upper").mkdir()
+    for number in range(3):
+        (tmp_path / "upper" / f"{number}").write_text("x")
+        os.link(tmp_path / "upper" / f"{number}", tmp_path / "upper" / f"{number}-again")
+    monkeypatch.setattr(archive, "_MOST_LINKED", 2)
+    with pytest.raises(ArchiveFailedError, match="several names"):
+        pack(tmp_path / "upper", tmp_path / "a.tar", soon())
+    assert not (tmp_path / "a.tar").exists()
