@@ -33,8 +33,9 @@ def plan(snapshot: Snapshot, now: str) -> list[Action]:
     for replica in chosen.surplus:
         actions += _end(replica)
     awake = _kept_awake(workload, chosen.members)
+    # Where one pod may not be made (a quota), the others need not be tried before it is tried again.
+    may_create = usable and not snapshot.findings.refused
     for member in chosen.members:
-        may_create = usable and member.ordinal not in snapshot.findings.refused
         actions += instances.keep(
             workload, made, member, snapshot.nodes, keep_awake=member.ordinal in awake, may_create=may_create
         )

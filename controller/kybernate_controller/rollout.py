@@ -7,6 +7,7 @@ present template and starts anew. At most `maxUnavailable` instances do not answ
 - One that is awake is replaced when the others answer, highest ordinal first.
 - One that sleeps keeps its old template until it is awake (`sleeping: OnWake`), or is replaced as if it were awake
   (`Now`). Its state is then given up, which an event says.
+- One whose state is lost waits for a person: a new pod would begin anew, and nobody has said so.
 
 An eviction is no rollout. But the old template is not kept: the next pod of an evicted sleeper is made of the present
 one, and where its state does not fit into that the agent says so (StateLost), and keeps it.
@@ -19,6 +20,7 @@ from collections.abc import Collection, Iterator
 from kybernate.api import names
 from kybernate.api.gpuworkload import GpuWorkloadObject
 from kybernate_controller.actions import DeletePod, Event
+from kybernate_controller.objects import STATE_LOST
 from kybernate_controller.replica import Replica
 
 
@@ -44,7 +46,7 @@ def replace(
             or not outdated(member, template_hash)
         ):
             continue
-        if member.asleep and rollout.sleeping == "OnWake":
+        if member.state == STATE_LOST or (member.asleep and rollout.sleeping == "OnWake"):
             continue
         if member.available:
             if down >= rollout.max_unavailable:

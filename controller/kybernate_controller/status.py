@@ -32,6 +32,7 @@ from kybernate_controller.scale import Scale
 from kybernate_controller.template import Template
 
 LONGEST_MESSAGE = 1024
+KINDS = frozenset({"Ready", "Progressing", "Degraded", "StateLost", "TemplateInvalid", "RequestsReleased"})
 WARNINGS = {"Degraded", "StateLost", "TemplateInvalid"}
 
 Verdict = tuple[Literal["True", "False"], str, str]
@@ -78,7 +79,7 @@ def of(view: View, now: str) -> WorkloadStatus:
 
 def write(workload: GpuWorkloadObject, status: WorkloadStatus) -> WriteStatus | None:
     """The write that makes it so; None where it is so already."""
-    if status == workload.status:
+    if _said(status) == _said(workload.status):
         return None
     held = {condition.type: condition.status for condition in workload.status.conditions}
     events = tuple(
@@ -87,6 +88,13 @@ def write(workload: GpuWorkloadObject, status: WorkloadStatus) -> WriteStatus | 
         if condition.type in WARNINGS and condition.status == "True" and held.get(condition.type) != "True"
     )
     return WriteStatus(uid=workload.metadata.uid, status=status, events=events)
+
+
+def _said(status: WorkloadStatus) -> tuple[object, ...]:
+    """What we say: conditions of others are theirs, and the order of ours has no meaning."""
+    ours = {condition.type: condition for condition in status.conditions if condition.type in KINDS}
+    rest = [getattr(status, name) for name in WorkloadStatus.__struct_fields__ if name != "conditions"]
+    return (*rest, ours)
 
 
 def _ready(view: View) -> Verdict:

@@ -34,6 +34,7 @@ CASES = [
         findings=Findings(templates={template.read(NEW).hash: "no such image"}),
     ),
     Case("a pod that may not be made now", gw(), findings=Findings({template.read(gw()).hash: ""}, refused={0: "quota"})),
+    Case("nor the others, for now", TWO, findings=Findings({template.read(TWO).hash: ""}, refused={0: "quota"})),
     # Adoption, strangers.
     Case("an orphan", gw(), [pod(0, owner=None)], [gi(0)], ["adopt chat-0"]),
     Case("a stranger's pod", gw(), [pod(0, owner=STRANGER)]),
@@ -142,6 +143,7 @@ CASES = [
     Case("not before the others answer", NEW2, [pod(0), pod(1, made_of=NEW, conditions={"ContainersReady": "False"})], [gi(0), gi(1)]),
     Case("what does not answer anyway", NEW2, [pod(0), pod(1, conditions={"ContainersReady": "False"})], [gi(0), gi(1)], ["delete chat-1"]),
     Case("a sleeper waits", NEW2, [pod(0), pod(1)], [gi(0), gi(1, "RAM")], ["delete chat-0"]),
+    Case("whose state is lost waits for a person", NEW, [pod(0)], [gi(0, "", state="StateLost")]),
     Case("a sleeper waits for its wake", NEW, [pod(0)], [gi(0, "NVME")]),
     Case("a sleeper takes it now", NOW2, [pod(0), pod(1)], [gi(0, "RAM"), gi(1, "RAM")], ["delete chat-1"]),
     Case("two at a time", gw(image="two", replicas=2, rollout={"maxUnavailable": 2}), [pod(0), pod(1)], [gi(0), gi(1)], ["delete chat-1", "delete chat-0"]),

@@ -14,7 +14,7 @@ from kybernate_controller import actions, template
 from kybernate_controller.replica import Findings
 
 from kybernate.api.gpuworkload import GpuWorkloadObject
-from kybernate.api.objects import decode, encode
+from kybernate.api.objects import Condition, decode, encode
 
 TWO = gw(replicas=2)
 NEW = gw(image="two")
@@ -86,6 +86,15 @@ def settled(case: Case) -> Case:
 def test_the_same_status_is_not_written_twice() -> None:
     case = settled(Case("all is well", gw(), [pod(0)], [gi(0)]))
     assert planned(case) == []
+
+
+def test_conditions_of_others_are_no_reason_to_write() -> None:
+    case = settled(Case("all is well", gw(), [pod(0)], [gi(0)]))
+    case.workload.status.conditions.insert(0, Condition(type="Audited", status="True"))
+    case.workload.status.conditions.reverse()
+    assert planned(case) == []
+    case.workload.status.conditions.append(Condition(type="RequestsReleased", status="True"))
+    assert [short(action) for action in planned(case)] == ["WriteStatus"]
 
 
 def test_a_condition_keeps_its_time_while_its_status_stays() -> None:
