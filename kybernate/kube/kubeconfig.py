@@ -61,6 +61,7 @@ async def load(source: str, context: str | None = None, *, deadline_seconds: flo
     with tempfile.TemporaryDirectory(prefix="kybernate-kube-") as folder:
         child = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # nothing out of the folder that the caller happens to stand in
             "-m",
             __name__,
             source,

@@ -197,6 +197,14 @@ async def test_impersonation_is_refused_rather_than_passed_over(tmp_path: Path) 
         await load_credentials(path, environment={})
 
 
+async def test_nothing_in_the_current_folder_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("kubernetes", "msgspec", "yaml"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(7)")
+    path = config(tmp_path, {"token": SECRET})
+    monkeypatch.chdir(tmp_path)
+    assert (await (await load_credentials(path, environment={})).access()).authorization == f"Bearer {SECRET}"
+
+
 async def test_nothing_to_load_from_is_told(tmp_path: Path) -> None:
     with pytest.raises(CredentialsError, match="no such file"):
         await load_credentials(environment={"HOME": str(tmp_path)}, service_account=tmp_path)
