@@ -21,8 +21,9 @@ verb_lint() {
     failed=
     check "ruff" "$PYTHON" -m ruff check .
     check "ruff format" "$PYTHON" -m ruff format --check .
-    check "mypy" "$PYTHON" -m mypy kybernate agent/kybernate_agent controller/kybernate_controller shim/kybernate_shim tests bench
-    check "import floors" env PYTHONPATH=agent:controller:shim .venv/bin/lint-imports
+    check "mypy" "$PYTHON" -m mypy kybernate agent/kybernate_agent controller/kybernate_controller \
+        installer/kybernate_installer shim/kybernate_shim tests bench
+    check "import floors" env PYTHONPATH=agent:controller:installer:shim .venv/bin/lint-imports
     check "shell scripts" scripts_parse
     [ -z "$failed" ] || die "lint failed:$failed"
     say "lint: all is well"

@@ -66,6 +66,7 @@ def test_a_workload_sleeps_on_the_nodes_disk_and_wakes_by_a_call(bed: ClusterBed
         second = ask(ip)
         assert (second.count, second.born) == (first.count + 1, first.born)
         assert keepers(bed) == {version(bed)}
+        assert "secrets" not in bed.node.run(["ls", "/run"])  # a pod's token stays in the pod
 
 
 def test_an_exec_and_the_agents_own_command_reach_a_sleeper(bed: ClusterBed) -> None:
@@ -191,6 +192,20 @@ def test_another_nodes_gpunode_is_refused(agent: Agent) -> None:
     node = {"apiVersion": "kybernate.io/v1alpha1", "kind": "GpuNode", "metadata": {"name": "n9"}}
     with pytest.raises(RefusedError, match="GpuNode of its own node only"):
         agent.create(NODES, node)
+
+
+def test_another_nodes_checkpoint_is_refused(bed: ClusterBed, agent: Agent) -> None:
+    meta = {"name": "try-copy"}
+    kind = {"apiVersion": "kybernate.io/v1alpha1", "kind": "GpuCheckpoint", "metadata": meta}
+    bed.apply({**kind, "spec": {"source": {"instance": "none"}}})
+    try:
+        path = "/apis/kybernate.io/v1alpha1/namespaces/default/gpucheckpoints/try-copy"
+        with pytest.raises(RefusedError, match="writes only GpuCheckpoints"):
+            agent.patch(f"{path}/status", {"status": {"node": bed.node.name}})
+        with pytest.raises(RefusedError, match="writes only GpuCheckpoints"):
+            agent.patch(path, NO_FINALIZERS)
+    finally:
+        bed.delete("gpucheckpoint/try-copy")
 
 
 def test_an_event_says_whose_it_is(bed: ClusterBed, agent: Agent) -> None:

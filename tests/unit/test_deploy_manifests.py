@@ -57,6 +57,8 @@ def test_what_an_agent_may() -> None:
     assert allowed == {
         ("kybernate.io", "gpuinstances"): ["create", "get", "list", "patch", "watch"],
         ("kybernate.io", "gpuinstances/status"): ["patch"],
+        ("kybernate.io", "gpucheckpoints"): ["get", "list", "patch", "watch"],
+        ("kybernate.io", "gpucheckpoints/status"): ["patch"],
         ("kybernate.io", "gpunodes"): ["create", "patch"],
         ("kybernate.io", "gpunodes/status"): ["patch"],
         ("", "pods"): ["get", "list", "watch"],
@@ -65,8 +67,9 @@ def test_what_an_agent_may() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["kybernate-agent-instances", "kybernate-agent-nodes", "kybernate-agent-events"])
-def test_what_an_agent_writes_is_held_to_its_node(name: str) -> None:
+@pytest.mark.parametrize("kind", ["instances", "checkpoints", "nodes", "events"])
+def test_what_an_agent_writes_is_held_to_its_node(kind: str) -> None:
+    name = f"kybernate-agent-{kind}"
     items = [
         item for item in yaml.safe_load_all((AGENT / "admission.yaml").read_text()) if item["metadata"]["name"] == name
     ]
