@@ -38,6 +38,7 @@ import msgspec
 from kybernate.criu import addresses, privileges
 from kybernate.criu.mounts import mounts
 from kybernate.errors import ExternalError, RefusedError, StateLostError
+from kybernate.store import ArchiveFailedError
 from kybernate.store.archive import pack, packed_bytes, unpack
 from kybernate_agent import namespaces, volumes
 from kybernate_agent.facts import BundleError, Facts, facts_of, read
@@ -244,9 +245,12 @@ def _save(images: Path, container: Facts, whole: bool, until: float) -> None:
         shm=SHM in pieces,
         addresses=container.addresses,
     )
-    fd = os.open(images / FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as out:
-        out.write(msgspec.json.encode(saved))
+    try:
+        fd = os.open(images / FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as out:
+            out.write(msgspec.json.encode(saved))
+    except OSError as error:
+        raise ArchiveFailedError(path=str(images / FILE), problem=f"cannot be written: {error}") from error
 
 
 # -- restore

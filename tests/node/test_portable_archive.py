@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from archive_tree import dated, facts, plain_tree
 
+from kybernate.store import ArchiveFailedError
 from kybernate.store.archive import pack, unpack
 
 # VFS_CAP_REVISION_2, effective; CAP_NET_BIND_SERVICE (linux/capability.h)
@@ -83,3 +84,15 @@ def test_what_names_inodes_of_the_old_disk_stays_behind(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     unpack(tmp_path / "a.tar", tmp_path / "new", soon())
     assert os.listxattr(tmp_path / "new" / "file") == ["trusted.overlay.metacopy"]
+
+
+def test_a_disk_that_fills_up_leaves_no_archive(tree: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], check=True, timeout=30)
+    try:
+        with pytest.raises(ArchiveFailedError, match="No space left"):
+            pack(tree, small / "layer.tar", soon())
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True, timeout=30)
