@@ -15,6 +15,8 @@ from typing import Any
 from agent_in_cluster import LIMIT, PYTHON, NodeAgent, agent_on, eventually
 from cluster_bed import ClusterBed
 
+from kybernate.lab.process import run
+
 DATA = {
     "mounts": [{"name": "data", "mountPath": "/data"}],
     "volumes": [{"name": "data", "emptyDir": {}}],
@@ -86,6 +88,11 @@ class Bed:
         status = self.phase("grj", f"to-{pod}", "Succeeded", "Failed")
         assert status["phase"] == "Succeeded", status
         return status
+
+    def kybernate(self, *words: str) -> str:
+        """What the CLI says. Raises ProgramError."""
+        return run([PYTHON, "-m", "kybernate.cli", "--kubeconfig", self.cluster.cluster.kubeconfig, *words],
+                   deadline_seconds=120)  # fmt: skip
 
     def kept(self, pod: str, seconds: float = 30) -> dict[str, Any]:
         """One question to the application that keeps files."""

@@ -12,6 +12,8 @@ from agent_in_cluster import Instance, eventually, instance, make_instance, proc
 from checkpoint_bed import DATA, KEEPING, Bed, open_bed
 from cluster_bed import ClusterBed
 
+from kybernate.lab.process import ProgramError
+
 
 @pytest.fixture(scope="module")
 def bed(cluster_bed: ClusterBed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
@@ -109,7 +111,7 @@ def test_of_an_awake_one_no_request_is_lost(bed: Bed) -> None:
         for thread in threads:
             thread.start()
         try:
-            status = bed.copied("busy-0-copy")
+            said = bed.kybernate("checkpoint", "busy-0", "--as", "busy-0-copy", "--wait")
         finally:
             over.set()
             for thread in threads:
@@ -119,12 +121,16 @@ def test_of_an_awake_one_no_request_is_lost(bed: Bed) -> None:
         assert sorted(answers) == list(range(before.count + 1, after.count))
         assert after.born == before.born
         assert one.restarts() == 0
-        told = bed.restored("busy-0-copy", "busy-0-b")
+        status = bed.phase("gck", "busy-0-copy", "Ready")
+        assert status["frozenSeconds"] > 0
+        assert f"Ready on n1, {status['sizeBytes']} bytes" in said
         try:
+            assert "busy-0-b: runs on n1" in bed.kybernate("restore", "busy-0-copy", "--pod", "busy-0-b", "--wait")
             restored = Instance(bed.cluster, "busy-0-b").serving()
             assert restored.born == before.born
             assert before.count < restored.count <= after.count
-            assert status["frozenSeconds"] > 0 < told["seconds"]["restoring"]
+            with pytest.raises(ProgramError, match="there is no GpuCheckpoint not-there"):
+                bed.kybernate("restore", "not-there", "--pod", "busy-0-c", "--wait")
         finally:
             bed.gone("busy-0-b")
 
@@ -170,6 +176,30 @@ def test_slips_are_told_and_touch_nobody(bed: Bed) -> None:
         assert bed.copies() == []
         bed.restore("late", "slip-0-copy", "slip-1")
         assert "is Expired" in bed.phase("grj", "late", "Failed")["message"]
+
+
+def test_one_that_cannot_be_copied_goes_on_and_holds_up_nobody(bed: Bed) -> None:
+    refused = {"container": {"command": ["/usr/bin/python3", "-u", "/apps/refused.py"]}}
+    crashing = {"container": {"command": ["/usr/bin/python3", "-c", "raise SystemExit(1)"]}}
+    crashes = make_instance(bed.cluster, "crashes-0", pod_spec=crashing)
+    with instance(bed.cluster, "refused-0", pod_spec=refused) as one:
+        try:
+            before = one.ask()
+            bed.checkpoint("crashes-0-copy", source={"pod": "crashes-0"})
+            bed.checkpoint("refused-0-copy")
+            status = bed.phase("gck", "refused-0-copy", "Ready", "Failed")
+            condition = status["conditions"][0]
+            assert (status["phase"], condition["status"]) == ("Failed", "False")
+            assert condition["reason"]
+            assert "message queue" in condition["message"]
+            after = one.ask()
+            assert (after.count, after.born) == (before.count + 1, before.born)
+            assert one.status["state"] == "Running"
+            assert bed.copies() == []
+            assert bed.cluster.get("gck", "crashes-0-copy")["status"]["phase"] != "Ready"
+        finally:
+            bed.gone(crashes.name)
+    assert bed.phase("gck", "crashes-0-copy", "Failed")["conditions"][0]["message"]
 
 
 def test_what_is_gone_is_not_restored_and_what_is_to_stay_stays(bed: Bed) -> None:
