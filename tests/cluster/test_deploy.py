@@ -77,6 +77,23 @@ def test_an_exec_and_the_agents_own_command_reach_a_sleeper(bed: ClusterBed) -> 
         assert bed.kubectl("exec", "entered-0", "--", "/usr/bin/echo", "awake") == "awake\n"
 
 
+@pytest.mark.parametrize("idle", [ALWAYS, SOON], ids=["awake", "parked"])
+def test_a_killed_keeper_costs_nothing(bed: ClusterBed, idle: dict[str, str]) -> None:
+    """The agent saves what it left from within its pod: runc and CRIU run where the node has its mounts."""
+    with running(bed, workload("orphan", **idle)) as (ip,):
+        first = ask(ip)
+        if idle is SOON:
+            eventually(lambda: state(bed, "orphan-0") == "Parked", 60, "it is parked")
+        bed.node.run(["pkill", "-KILL", "-x", "kyb-keeper"])
+
+        def anew() -> bool:
+            return bool(bed.get("pod", "orphan-0")["status"]["containerStatuses"][0]["restartCount"] == 1)
+
+        eventually(anew, 60, "its container was made anew")
+        second = eventually(lambda: ask(ip), 60, "it answers")
+        assert (second.count, second.born) == (first.count + 1, first.born)
+
+
 def test_applied_again_nothing_happens(bed: ClusterBed) -> None:
     before = starts(bed), version(bed), bed.node.run(["stat", "-c", "%Y %i", CONFIG])
     generations = [bed.get("ds", "kybernate-agent", NAMESPACE)["metadata"]["generation"]]
