@@ -64,6 +64,8 @@ class Actor:
         self.prove_at = 0.0
         self.deleting = False
         self.offer: Pod | None = None  # a container that the kubelet made and that is to be taken over
+        self.pod_goes = asyncio.Event()  # its pod is being deleted
+        self.grace_seconds = 30.0  # that its pod has for that
         self.may_begin_anew = False  # its state is lost, and that is accepted
         self.down_since = 0.0
         self.container_ready = True  # as the kubelet said last

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from kybernate.errors import KybernateError, RefusedError
+from kybernate.errors import DeadlineError, KybernateError, RefusedError
 from kybernate_agent import orphan
 from kybernate_agent.instance import Phase, Pod, Verb
-from kybernate_agent.keepers import KeeperGoneError, ended
+from kybernate_agent.keepers import Keeper, KeeperGoneError, KeeperState, ended
 from kybernate_agent.sleep import retire
 from kybernate_agent.stage import Stage
 from kybernate_agent.whole import make_whole
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 TERM_SECONDS = 10.0
 """How long an awake application has to end after SIGTERM when its GpuInstance was deleted and its pod was not."""
 END_SECONDS = 5.0
+POD_SECONDS = 3.0
+"""So long the word that the pod is deleted, too, may be behind the one about its GpuInstance."""
+
+log = logging.getLogger(__name__)
 
 
 async def adopt(actor: Actor, stage: Stage) -> None:
@@ -51,6 +56,7 @@ async def adopt(actor: Actor, stage: Stage) -> None:
         actor.offer = None  # it has ended already; another one comes
         raise
     actor.offer = None
+    actor.pod_goes.clear()
     record.leaving, record.given_up = None, ""
     state = actor.last_keeper
     if state is not None and state.state == "awaiting-restore":
@@ -134,7 +140,7 @@ async def finish(actor: Actor, stage: Stage) -> None:
     record, services = actor.record, actor.services
     stage.step("stop")
     await actor.end_sleeper()
-    await _end_awake(actor)
+    await _end_containers(actor)
     actor.forget_keeper()
     if actor.last_keeper is not None:
         await orphan.end(actor.last_keeper, actor.work)
@@ -146,13 +152,34 @@ async def finish(actor: Actor, stage: Stage) -> None:
     record.enter(Phase.ENDED, time.time())
 
 
-async def _end_awake(actor: Actor) -> None:
-    """Most often the kubelet ends its pod at the same time. An application has time to end by itself."""
-    state = actor.last_keeper
-    if state is None or not actor.has_keeper:
+async def _end_containers(actor: Actor) -> None:
+    """Those of its pod, taken over or not. Most often the kubelet ends the pod at the same time, with its preStop hook
+    and its grace; else they are told by SIGTERM."""
+    services, record = actor.services, actor.record
+    for pod in await services.starter.find():
+        keeper = Keeper(services.config.run, pod.container)
+        state = keeper.last_state()
+        if not record.pod.uid or pod.uid != record.pod.uid or state is None:
+            continue
+        if not await ended(state.keeper_pid, state.keeper_start, 0) and not await _pod_goes(actor):
+            await _end(keeper, state, 15, TERM_SECONDS)
+        elif not await ended(state.keeper_pid, state.keeper_start, actor.grace_seconds + END_SECONDS):
+            log.warning("%s: its container outlives its pod's grace", record.id)
+        await _end(keeper, state, 9, END_SECONDS)
+
+
+async def _pod_goes(actor: Actor) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(POD_SECONDS):
+            await actor.pod_goes.wait()
+    return actor.pod_goes.is_set()
+
+
+async def _end(keeper: Keeper, state: KeeperState, signal: int, seconds: float) -> None:
+    """Nothing where it has ended. Raises DeadlineError where it does not end by SIGKILL."""
+    if await ended(state.keeper_pid, state.keeper_start, 0):
         return
-    for signal, seconds in ((15, TERM_SECONDS), (9, END_SECONDS)):
-        with contextlib.suppress(KybernateError):
-            await actor.keeper.kill(signal)
-        if await ended(state.keeper_pid, state.keeper_start, seconds):
-            return
+    with contextlib.suppress(KybernateError):
+        await keeper.kill(signal)
+    if not await ended(state.keeper_pid, state.keeper_start, seconds) and signal == 9:
+        raise DeadlineError(f"container {keeper.container} does not end")

@@ -40,11 +40,17 @@ class NodeAgent:
         self.config.write_text(json.dumps({"version": 1, "prove_seconds": 0.5, "cluster": settings}))
         self._process: subprocess.Popen[bytes] | None = None
 
+    def program(self) -> list[str | Path]:
+        return ["-m", "kybernate_agent"]
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
     def start(self, wait: bool = True) -> None:
         with self.log.open("ab") as log:
             self._process = self.bed.node.popen(
-                [PYTHON, "-m", "kybernate_agent", "--config", self.config],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
+                [PYTHON, *self.program(), "--config", self.config],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", env=self.environment(),
             )  # fmt: skip
         if wait:
             eventually(lambda: self.said("/readyz") == "ok\n", 30, f"the agent is ready: {self.tail()}")
@@ -229,13 +235,14 @@ def instance(bed: ClusterBed, name: str, **more: Any) -> Iterator[Instance]:
         remove(bed, name)
 
 
-def evict(bed: ClusterBed, name: str) -> None:
+def evict(bed: ClusterBed, name: str, wait: bool = True) -> None:
     """As `kubectl drain` does; returns when the pod is gone."""
     meta = {"name": name, "namespace": "default"}
     body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": meta}
     path = f"/api/v1/namespaces/default/pods/{name}/eviction"
     bed.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(body))
-    bed.wait(f"pod/{name}", "delete")
+    if wait:
+        bed.wait(f"pod/{name}", "delete")
 
 
 def next_pod(bed: ClusterBed, name: str, epoch: int, *, pod_spec: dict[str, Any] | None = None, **policy: Any) -> None:

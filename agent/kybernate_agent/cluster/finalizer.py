@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 
 async def release(client: Client, namespace: str, name: str, uid: str, node: str) -> None:
-    """Take our finalizer from the object of this uid, however long the API server is away, unless its state lies on
-    another node than `node`. Never raises ApiErrors.
+    """Take our finalizer from the object of this uid, however long the API server is away, where its state lay on
+    `node`; elsewhere, or nowhere, it is for others. Never raises ApiErrors.
 
     An agent that ends before does it when it starts: it finds the object and no instance.
     """
@@ -28,7 +28,7 @@ async def release(client: Client, namespace: str, name: str, uid: str, node: str
             left = [finalizer for finalizer in found.metadata.finalizers if finalizer != STATE_FINALIZER]
             if found.metadata.uid != uid or len(left) == len(found.metadata.finalizers):
                 return
-            if found.metadata.deletion_timestamp is None or found.spec.node_name not in ("", node):
+            if found.metadata.deletion_timestamp is None or found.spec.node_name != node:
                 return
             patch = {"metadata": {"resourceVersion": found.metadata.resource_version, "finalizers": left}}
             await client.merge_patch(GPU_INSTANCES, GpuInstance, name, patch, namespace, manager=AGENT_MANAGER)

@@ -135,6 +135,9 @@ class ClusterSource:
     def _on_pod(self, change: Change[Pod]) -> None:
         if change.new is None and change.old is not None and is_managed(change.old):
             self.gone_pods[change.old.metadata.uid] = Fate(True, fate_of(change.old).evicted, 0.0)
+            for actor in self._node.actors.values():
+                if actor.record.pod.uid == change.old.metadata.uid:
+                    actor.pod_goes.set()
             while len(self.gone_pods) > FORGOTTEN_PODS:
                 del self.gone_pods[next(iter(self.gone_pods))]
         elif change.new is not None and is_annotated(change.new) and not self._is_introduced(change.new):
@@ -216,10 +219,18 @@ class ClusterSource:
             member, container = actor.record.member, actor.wanted.container
             if member is None or member.pod_uid != pod.metadata.uid:
                 continue
+            self._see(actor, pod)
             try:
                 await probed.learn(actor, probes_of(pod, container), is_ready(pod, container))
             except KybernateError as error:
                 log.warning("%s: the probes of its pod: %s", actor.record.id, error)
+
+    def _see(self, actor: Actor, pod: Pod) -> None:
+        """What an instance's end and people need to know of its pod."""
+        actor.grace_seconds = fate_of(pod).grace_seconds
+        if actor.record.pod.uid == pod.metadata.uid:
+            actor.record.pod.ip = pod.status.pod_ip or actor.record.pod.ip
+            (actor.pod_goes.clear if pod.metadata.deletion_timestamp is None else actor.pod_goes.set)()
 
     async def find_probes(self, actor: Actor, uid: str) -> None:
         """At a container's start; where the API server does not say, the informer will."""
