@@ -108,6 +108,12 @@ def wakes(one: Instance) -> list[str]:
     return [step["verb"] for step in one.status["history"] if step["verb"] == "resume"]
 
 
+def reasons(one: Instance, pod: dict[str, Any]) -> list[str]:
+    """Of the Events about its pod."""
+    about = f"--field-selector=involvedObject.uid={pod['metadata']['uid']}"
+    return [str(event["reason"]) for event in one.bed.items("events", about)]
+
+
 def say(one: Instance, path: str) -> None:
     with urllib.request.urlopen(f"http://{one.ip}:8080{path}", timeout=30) as answer:
         answer.read()
@@ -198,11 +204,10 @@ def test_a_hook_before_the_end_wakes_nobody(cluster_bed: ClusterBed, agent: Node
     with probed(cluster_bed, "hook-0", "exec", container={"lifecycle": PRE_STOP}) as one:
         one.serving()
         assert one.order("park")["outcome"] == "done"
-        uid = one.pod["metadata"]["uid"]
+        pod = one.pod
         cluster_bed.delete(f"pod/{one.name}")
         assert wakes(one) == []
-        told = [event["reason"] for event in cluster_bed.items("events", f"--field-selector=involvedObject.uid={uid}")]
-        assert "FailedPreStopHook" not in told
+        assert "FailedPreStopHook" not in reasons(one, pod)
         assert "Resumed" not in one.events()
 
 
@@ -218,3 +223,17 @@ def test_the_agent_may_be_replaced_while_it_sleeps(cluster_bed: ClusterBed, agen
         assert wakes(one) == []
         assert one.ready()
         assert one.restarts() == 0
+
+
+def test_a_parked_one_that_fails_for_want_of_an_agent_keeps_its_state(
+    cluster_bed: ClusterBed, agent: NodeAgent
+) -> None:
+    """The kubelet ends its container and makes another, which waits for an agent and is restored."""
+    strict = {"livenessProbe": {**WAYS["http"], "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 1}}
+    with probed(cluster_bed, "unanswered-0", "http", container=strict) as one:
+        born = one.serving().born
+        assert one.order("park")["outcome"] == "done"
+        with agent.away():
+            eventually(lambda: "Killing" in reasons(one, one.pod), 60, "the kubelet ends it")
+        grow([Count(one, "Readiness", "successful")])
+        assert one.ask().born == born
