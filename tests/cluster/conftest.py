@@ -6,8 +6,9 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
-from apiserver_bed import ApiServerBed, open_apiserver_bed
 from cluster_bed import ClusterBed, open_beds, open_shared_bed
+
+from kybernate.lab.cluster.apiserver import ApiServerBed, open_apiserver_bed
 
 
 @pytest.fixture(scope="session")

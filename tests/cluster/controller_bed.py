@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from apiserver_bed import ApiServerBed
 from kybernate_controller.controller import Controller
 
 from kybernate.api import crd
@@ -32,6 +31,7 @@ from kybernate.kube.credentials import load_credentials
 from kybernate.kube.errors import ApiNotFoundError, ConflictError, KindMissingError
 from kybernate.kube.events import Recorder
 from kybernate.kube.resource import CRDS, EVENTS, GPU_INSTANCES, GPU_WORKLOADS, NODES, PODS, Resource
+from kybernate.lab.cluster.apiserver import ApiServerBed
 
 LIMIT_SECONDS = 60.0
 """What is waited for takes well below a second on an idle machine."""
@@ -253,7 +253,7 @@ class Stage:
             await self._say_instance(instance, {"state": "Parked", "tier": self.tiers[name], "podUID": metadata["uid"]})
         else:
             self.tiers.pop(name, None)
-            await self._say_instance(instance, {"state": "Waiting", "tier": "", "podUID": metadata["uid"]})
+            await self._say_instance(instance, {"state": "Waiting", "tier": ""})
 
     async def _report(self, instance: dict[str, Any], pods: dict[str, Any]) -> None:
         metadata, spec = instance["metadata"], instance["spec"]
@@ -266,13 +266,15 @@ class Stage:
             await self.client.merge_patch(GPU_INSTANCES, dict, metadata["name"], patch, self.namespace)
             return
         pod = pods.get(metadata["name"])
-        if pod is None or pod["metadata"]["uid"] != spec.get("podUID") or pod["metadata"].get("deletionTimestamp"):
+        if pod is not None and pod["metadata"].get("deletionTimestamp"):
             return
-        if pod["status"].get("phase") != "Running" or pod["spec"].get("nodeName") != node:
-            return
-        tier = self.tiers.get(metadata["name"], "-")
-        state = {"-": "Running", "RAM": "Suspended", "NVME": "Parked", "": "StateLost"}[tier]
-        await self._say_instance(instance, {"state": state, "tier": tier, "podUID": spec["podUID"]})
+        runs = pod is not None and pod["status"].get("phase") == "Running" and pod["spec"].get("nodeName") == node
+        runs = runs and pod is not None and pod["metadata"]["uid"] == spec.get("podUID")
+        tier = self.tiers.get(metadata["name"], "-" if runs else "")
+        state = {"-": "Running", "RAM": "Suspended", "NVME": "Parked", "": "Waiting"}[tier]
+        await self._say_instance(
+            instance, {"state": state, "tier": tier} | ({"podUID": spec["podUID"]} if runs else {})
+        )
 
     async def _say_instance(self, instance: dict[str, Any], says: dict[str, Any]) -> None:
         metadata, old = instance["metadata"], instance.get("status", {})

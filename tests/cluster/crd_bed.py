@@ -13,12 +13,12 @@ from typing import Any
 
 import msgspec
 import yaml
-from apiserver_bed import ApiServerBed
 
 from kybernate.api import crd, names
 from kybernate.kube.client import MERGE_PATCH, Client, Request
 from kybernate.kube.errors import KindMissingError
 from kybernate.kube.resource import CRDS, Resource
+from kybernate.lab.cluster.apiserver import ApiServerBed
 
 Spec = dict[str, Any]
 

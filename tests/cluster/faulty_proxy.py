@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import web
-from apiserver_bed import ApiServerBed, free_ports
+
+from kybernate.lab.cluster.apiserver import ApiServerBed, free_ports
 
 PIECE_BYTES = 7
 

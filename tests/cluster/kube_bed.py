@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from apiserver_bed import ApiServerBed
 from faulty_proxy import FaultyProxy
 
 from kybernate.api.objects import Metadata, Object
@@ -17,6 +16,7 @@ from kybernate.kube.cache import Change, Informer
 from kybernate.kube.client import Client
 from kybernate.kube.resource import CONFIG_MAPS
 from kybernate.kube.watch import Timing
+from kybernate.lab.cluster.apiserver import ApiServerBed
 
 LIMIT_SECONDS = 60.0
 """What is awaited here comes within a second or two."""

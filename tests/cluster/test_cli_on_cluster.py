@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import pytest
 from agent_bed import eventually
-from apiserver_bed import ApiServerBed
 from crd_bed import install
 
 from kybernate.api.gpuinstance import GpuInstance
 from kybernate.kube.resource import GPU_INSTANCES, Resource
+from kybernate.lab.cluster.apiserver import ApiServerBed
 
 SPACE = "cli"
 INSTANCE = {

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from apiserver_bed import ApiServerBed
 from controller_bed import CONTAINER, Stage, controller_account, open_controller, open_stage, until
 from kybernate_controller import known
 
 from kybernate.kube.errors import ForbiddenError
 from kybernate.kube.resource import GPU_INSTANCES, GPU_WORKLOADS, NODES, PODS, SECRETS
+from kybernate.lab.cluster.apiserver import ApiServerBed
 
 
 @pytest_asyncio.fixture

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from apiserver_bed import ApiServerBed, free_ports
 from controller_bed import LIMIT_SECONDS, SYSTEM, Stage, controller_account, open_stage, until
 from kybernate_controller import known, reconcile
 from kybernate_controller.controller import Controller
@@ -23,6 +22,7 @@ from kybernate.kube.connection import Request
 from kybernate.kube.credentials import Credentials, load_credentials
 from kybernate.kube.events import Recorder
 from kybernate.kube.resource import LEASES
+from kybernate.lab.cluster.apiserver import ApiServerBed, free_ports
 
 ELECTION = ("--lease-seconds=3", "--renew-seconds=2", "--retry-seconds=0.3")
 

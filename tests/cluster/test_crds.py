@@ -11,7 +11,6 @@ import msgspec
 import pytest
 import pytest_asyncio
 import yaml
-from apiserver_bed import ApiServerBed
 from crd_bed import (
     KINDS,
     LIMIT_SECONDS,
@@ -33,6 +32,7 @@ from kybernate.api.gpuinstance import GpuInstance
 from kybernate.api.gpuworkload import GpuWorkloadObject
 from kybernate.kube.client import Client
 from kybernate.kube.errors import ApiError, ApiInvalidError
+from kybernate.lab.cluster.apiserver import ApiServerBed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Hashable
 
 import pytest
 import pytest_asyncio
-from apiserver_bed import ApiServerBed
 from kube_bed import ConfigMap, KubeBed, Told, open_kube_bed, quick, until
 
 from kybernate.kube.cache import Informer, Key, NotSyncedError
 from kybernate.kube.controller import run_loop
 from kybernate.kube.queue import WorkQueue
 from kybernate.kube.resource import CONFIG_MAPS
+from kybernate.lab.cluster.apiserver import ApiServerBed
 
 
 @pytest_asyncio.fixture

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from apiserver_bed import ApiServerBed
 from faulty_proxy import Seen
 from kube_bed import ConfigMap, KubeBed, open_kube_bed
 
@@ -35,6 +34,7 @@ from kybernate.kube.errors import (
     UnreachableError,
 )
 from kybernate.kube.resource import CONFIG_MAPS, DEPLOYMENTS, NAMESPACES, PODS, Resource
+from kybernate.lab.cluster.apiserver import ApiServerBed
 
 APPS = {"app": "a"}
 

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from apiserver_bed import ApiServerBed
 from kube_bed import KubeBed, open_kube_bed, until
 
 from kybernate.kube.client import Client
 from kybernate.kube.election import Election, LeadershipLostError, Lease, StuckLeaderError
 from kybernate.kube.errors import ApiNotFoundError
 from kybernate.kube.resource import LEASES
+from kybernate.lab.cluster.apiserver import ApiServerBed
 
 SHORT = (3, 2.0)
 """Lease and renewal in seconds, for tests that wait for their end."""

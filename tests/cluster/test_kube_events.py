@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest_asyncio
-from apiserver_bed import ApiServerBed
 from kube_bed import ConfigMap, KubeBed, open_kube_bed, until
 
 from kybernate.api.objects import Metadata, Object
 from kybernate.kube.events import BURST, COMBINED, SIMILAR, Recorder, Regarding
 from kybernate.kube.resource import CONFIG_MAPS, EVENTS, NODES
+from kybernate.lab.cluster.apiserver import ApiServerBed
 
 
 class Event(Object):

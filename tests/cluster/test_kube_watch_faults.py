@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from apiserver_bed import ApiServerBed
 from faulty_proxy import Seen
 from kube_bed import ConfigMap, KubeBed, Told, open_kube_bed, quick, until
 
 from kybernate.kube.errors import ApiDeadlineError, ForbiddenError, ResponseError, UnreachableError
 from kybernate.kube.resource import CONFIG_MAPS
 from kybernate.kube.watch import Following
+from kybernate.lab.cluster.apiserver import ApiServerBed
 
 
 @pytest_asyncio.fixture

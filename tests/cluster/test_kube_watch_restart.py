@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
-from apiserver_bed import ApiServerBed, open_apiserver_bed
 from kube_bed import ConfigMap, KubeBed, Told, open_kube_bed, until
 
 from kybernate.kube.resource import CONFIG_MAPS
+from kybernate.lab.cluster.apiserver import ApiServerBed, open_apiserver_bed
 
 
 @pytest.fixture(scope="module")

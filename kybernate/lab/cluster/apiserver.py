@@ -1,4 +1,4 @@
-"""A real API server for tests: etcd and kube-apiserver alone on loopback, with free ports and an authority of its own.
+"""A real API server alone, for tests and benchmarks: on loopback, with free ports, an etcd and an authority of its own.
 
 No controllers, no scheduler, no kubelet: what is created stays as it is. RBAC and the default admission plugins are on;
 `admin_kubeconfig` may do everything (system:masters), `account` makes others. A session shares one (fixture
@@ -30,9 +30,9 @@ from typing import Any
 
 from kybernate.kube.client import Client
 from kybernate.kube.credentials import Access, Credentials, load_credentials, tls_context
+from kybernate.lab import kubernetes
 from kybernate.lab.cluster.pki import Authority
 
-VERSION = "1.34.4"
 READY_SECONDS = 120.0
 """It takes 3 to 5 s on an idle machine."""
 ADMIN = "admin"
@@ -48,7 +48,7 @@ _PARENT = ThreadPoolExecutor(1, "apiserver-bed")
 def programs() -> Path:
     """Where kube-apiserver lies."""
     named = os.environ.get("KYBERNATE_KUBE_BIN")
-    return Path(named) if named else Path.home() / ".cache" / "kybernate" / "kubernetes" / VERSION
+    return Path(named) if named else kubernetes.programs(say=lambda line: None)
 
 
 class ApiServerBed:
@@ -199,7 +199,7 @@ class ApiServerBed:
 
     def http(self, path: str, body: Any = None, *, deadline_seconds: float = 10) -> bytes:
         """One plain request as admin; POST where there is a body."""
-        request = urllib.request.Request(
+        request = urllib.request.Request(  # noqa: S310  # our own https
             self.server + path,
             data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
