@@ -215,11 +215,10 @@ class Checkpoints:
         """Write the status, until it is written or nobody wants it. An Event tells of it where `kind` is one."""
         meta, backoff = checkpoint.metadata, Backoff(longest=LONGEST_PAUSE_SECONDS)
         status = copies.changed_at(status, checkpoint.status, time.time())
-        body = {
-            "metadata": {"name": meta.name, "namespace": meta.namespace, "uid": meta.uid},
-            "status": {"observedGeneration": status.observed_generation, **builtins(status)},
-        }
         condition = status.conditions[0]
+        said = builtins(status)
+        said["conditions"][0]["message"] = condition.message  # also an empty one: it takes another's place
+        body = {"metadata": {"name": meta.name, "namespace": meta.namespace, "uid": meta.uid}, "status": said}
         log.info("checkpoint %s/%s: %s %s", meta.namespace, meta.name, status.phase, condition.message)
         while True:
             try:
