@@ -15,6 +15,7 @@ from kybernate_agent.instance import Phase, Verb
 from kybernate_agent.keepers import KeeperState
 from kybernate_agent.probes import Declared
 from kybernate_agent.stage import AbortedError
+from kybernate_agent.traffic.probing import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from kybernate_agent.actor import Actor
@@ -55,7 +56,8 @@ async def no_command(actor: Actor, state: KeeperState, ordered: bool) -> None:
     record = actor.record
     if not await actor.entering.none(ENTERING_SECONDS):
         raise AbortedError(f"{record.id}: a command is being brought into its container")
-    until = time.monotonic() + (record.probes.timeout_seconds if record.probes.commands else 0.0)
+    patience = min(record.probes.timeout_seconds, PATIENCE_SECONDS) if record.probes.commands else 0.0
+    until = time.monotonic() + patience
     while not ordered:
         try:
             criu.refuse_exec_sessions(record.id, processes.pids_of(state.cgroups), state.init_pid)

@@ -153,7 +153,7 @@ class PodTraffic:
 
     async def let_probes_end(self) -> None:
         """After `watch` and before a freeze: wait until no probe reaches the app, at most as long as the kubelet waits
-        for one (new ones are answered by us). Raises NetlinkError.
+        for one, and 5 s (new ones are answered by us). Raises NetlinkError.
         """
         await self._probing.let_end(self._sockets().diag)
 

@@ -28,6 +28,7 @@ from .packets import Flow, Kind, Segment
 from .sockdiag import SockDiag, Socket, State
 
 T = TypeVar("T")
+PATIENCE_SECONDS = 5.0  # with a probe in flight; most are answered in milliseconds
 _MAX_FLOWS = 4096
 _HALF_OPEN = frozenset({State.SYN_RECV, State.NEW_SYN_RECV})
 _UNCONNECTED = frozenset({State.LISTEN, State.CLOSE, State.BOUND})
@@ -110,9 +111,10 @@ class Probing:
         return flow in self._answered
 
     async def let_end(self, diag: SockDiag) -> None:
-        """Wait until no connection of the kubelet reaches the application, at most as long as the kubelet waits."""
-        # One that lasts longer gets no answer now, and the kubelet asks again.
-        await _until_none(diag, self._reaches, self._declared.timeout_seconds)
+        """Wait until no connection of the kubelet reaches the application, at most PATIENCE_SECONDS."""
+        if self.ports:
+            # One that lasts longer gets no answer now, and the kubelet asks again.
+            await _until_none(diag, self._reaches, min(self._declared.timeout_seconds, PATIENCE_SECONDS))
 
     async def deafen(self, diag: SockDiag) -> None:
         """Stop listening, after the handshakes that are under way; what is being answered goes on. Idempotent."""
