@@ -91,6 +91,13 @@ class StartAnew(ApplyInstance):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeaveNode(ApplyInstance):
+    """Write the intent of a GpuInstance that is no longer where it was: nothing is kept there."""
+
+    final: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeleteInstance(Action):
     """End an instance and its state: the agent does it, and takes the finalizer away."""
 

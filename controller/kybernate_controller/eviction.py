@@ -1,19 +1,19 @@
 """Where an instance's state lies, and what follows for its next pod.
 
-    spec.nodeName                 the agent's word about the last pod     its next pod
-    empty                         any                                     anywhere
-    of a node that exists         nothing is kept: Waiting, no tier,      anywhere
-                                  of the pod that spec.podUID names
-    of a node that exists         anything else, or none                  only there: state may be there until the agent
-                                                                          says otherwise; a node that cannot be reached
-                                                                          counts as well
+    spec.nodeName                 what is known                           the next pod
+    empty                         -                                       anywhere
+    of a node that exists         -                                       only there: state may be there; a node that
+                                                                          cannot be reached counts as well
+    of a node that exists         the next pod is the instance by now,    anywhere: nodeName is cleared, and a pod that
+                                  not scheduled, and the agent, having    cannot be scheduled is made again
+                                  read that, says: Waiting, no tier
     of no Node object, or one     a tier, or StateLost                    none: the state is lost, which is said; with
     out of service                                                        onStateLost: Start anywhere, begun anew
 
-A pod may be gone before the agent has said whether it could park, or that there is anything at all. So the next pod is
-bound to that node first, and the fence (spec.podUID) stays with the last pod until the next one is scheduled: the
-agent's word about the last one then still counts. If it is that nothing is left, and the next pod cannot be scheduled,
-that one is made again without the binding. The other way round state would be left behind silently.
+A pod may be gone before the agent has said whether it could park, or that there is anything at all. So its successor is
+bound to that node first, and becomes the instance (spec.podUID) at once. That is a new generation of the spec; what the
+agent says of it (status.observedGeneration) it says with all that the last pod did behind it. Only then is "nothing is
+kept" believed: the other way round state would be left behind silently.
 """
 
 from __future__ import annotations
@@ -51,10 +51,12 @@ def whereabouts(replica: Replica, nodes: Mapping[str, Node]) -> Whereabouts:
 
 
 def _nothing_is_kept(replica: Replica) -> bool:
-    """The agent has said so, and about the last pod."""
-    if replica.instance is None or replica.tier or replica.state != WAITING:
+    """The agent has said so, after the last pod had ended and before the next one could begin."""
+    pod, instance = replica.alive, replica.instance
+    if pod is None or pod.spec.node_name or instance is None or instance.spec.pod_uid != pod.metadata.uid:
         return False
-    return replica.instance.status.pod_uid == replica.instance.spec.pod_uid
+    heard = instance.status.observed_generation >= instance.metadata.generation
+    return heard and replica.state == WAITING and not replica.tier
 
 
 def node_trouble(name: str, nodes: Mapping[str, Node]) -> str:

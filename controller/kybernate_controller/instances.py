@@ -28,6 +28,7 @@ from kybernate_controller.actions import (
     CreatePod,
     DeletePod,
     Event,
+    LeaveNode,
     ReleaseInstance,
     StartAnew,
 )
@@ -175,9 +176,6 @@ def _intend(
         made = Event("InstanceCreated", f"Made GpuInstance {replica.name}")
         yield _applied(ApplyInstance, spec, workload=workload, replica=replica, event=made)
         return
-    if state_node and not pod.spec.node_name:
-        # The agent's word about the last pod still counts; see eviction.
-        spec.node_name, spec.pod, spec.pod_uid = old.spec.node_name, old.spec.pod, old.spec.pod_uid
     spec.epoch = old.spec.epoch + (old.spec.pod_uid != spec.pod_uid)
     spec.restore_from, spec.start_anew = old.spec.restore_from, old.spec.start_anew
     event = None
@@ -186,7 +184,11 @@ def _intend(
         event = Event("StateGivenUp", f"{replica.name} begins anew: its state is lost (onStateLost: Start)", True)
     owned = any(owner.uid == workload.metadata.uid for owner in old.metadata.owner_references)
     if spec != old.spec or honoured(old) != spec.start_anew or not owned:
-        kind = StartAnew if event else ApplyInstance
+        kind: type[ApplyInstance] = ApplyInstance
+        if event is not None:
+            kind = StartAnew
+        elif old.spec.node_name not in ("", spec.node_name):
+            kind = LeaveNode
         yield _applied(kind, spec, workload=workload, replica=replica, old=old, event=event)
 
 

@@ -192,7 +192,7 @@ def short(action: Action) -> str:
             return f"delete {action.name}" + (" keeping its state" if action.keeps_state else "")
         case actions.ApplyInstance():
             spec = action.body["spec"]
-            verb = "begin anew" if isinstance(action, actions.StartAnew) else "apply"
+            verb = {actions.StartAnew: "begin anew", actions.LeaveNode: "leave node"}.get(type(action), "apply")
             where = spec.get("nodeName", "nowhere")
             return f"{verb} {action.name} {spec.get('podUID', 'none')} on {where} epoch {spec['epoch']}"
         case actions.SetServing():

@@ -205,10 +205,7 @@ class World:
         held = self.truth.get((node, name))
         states = {"-": "Running", "RAM": "Suspended", "NVME": "Parked", "": "Waiting"}
         tier = held.tier if held and held.uid == instance["metadata"]["uid"] else ""
-        pod = self.pods.get(name)
-        if not tier and pod and pod["metadata"]["uid"] == instance["spec"].get("podUID"):
-            return  # nothing is said of a pod before it has begun
-        says = {"tier": tier, "state": states[tier], "nodeName": node, "podUID": instance["spec"].get("podUID", "")}
+        says = {"tier": tier, "state": states[tier], "nodeName": node, "podUID": held.pod_uid if held else ""}
         says["observedGeneration"] = instance["metadata"]["generation"]
         self.api.change(GPU_INSTANCES.plural, name, status=says)
 
