@@ -28,7 +28,7 @@ from kybernate.lab.images import cache
 from kybernate.lab.process import argv_of, end, hierarchies, pids, run
 from kybernate.lab.remains import unmount_below
 
-BENCHMARKS = ("wake", "park", "overhead")
+BENCHMARKS = ("wake", "park", "overhead", "controller")
 ROOT = Path("/var/tmp/kybernate-bench")
 """On a disk, fixed: a run that was killed is cleaned up by the next one."""
 

@@ -50,7 +50,7 @@ verb_bench() {
     name=$1
     shift
     [ -e "bench/$name.py" ] || die "there is no benchmark $name; ./dev bench lists them"
-    setup_packages python node bench
+    setup_packages python node cluster bench
     setup_python
     python_as_root -m "bench.$name" "$@"
 }
