@@ -27,6 +27,8 @@ from kybernate_installer import configuration
 
 _DUMP_SECONDS, _CTR_SECONDS, _END_SECONDS, _SYSTEMD_SECONDS = 30.0, 20.0, 60.0, 120.0
 BACK_SECONDS = 90.0
+_SYSTEMD = "/run/systemd/system"
+"""There where systemd is the init. Source: sd_booted(3)."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -112,12 +114,9 @@ class Containerd:
 
         Raises NotBackError, BrokenError."""
         healthy = self.cri()
-        if self.unit and os.path.isdir("/run/systemd/system"):
+        if self.unit and os.path.isdir(_SYSTEMD):
             how = f"restarted by systemd ({self.unit})"
-            try:
-                _run(["systemctl", "restart", self.unit], _SYSTEMD_SECONDS)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise NotBackError(seconds=_SYSTEMD_SECONDS, how=f"{how}: {error}") from error
+            self._restart_unit(how)
         else:
             how = "ended by SIGTERM"
             self._end()
@@ -132,6 +131,14 @@ class Containerd:
                     return back
             time.sleep(0.1)
         raise NotBackError(seconds=seconds, how=how)
+
+    def _restart_unit(self, how: str) -> None:
+        try:
+            done = _run(["systemctl", "restart", self.unit], _SYSTEMD_SECONDS)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NotBackError(seconds=_SYSTEMD_SECONDS, how=f"{how}: {error}") from error
+        if done.returncode:
+            raise NotBackError(seconds=_SYSTEMD_SECONDS, how=f"{how}, which said: {done.stderr.strip()}")
 
     def _end(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import signal
@@ -88,6 +89,30 @@ def test_started_anew_it_is_another_process_that_listens(tmp_path: Path) -> None
 def test_one_that_nobody_starts_again_is_said(tmp_path: Path) -> None:
     with listening(tmp_path, again=False) as distribution, pytest.raises(NotBackError, match="Who starts it"):
         containerd.find((distribution,)).restart(0.5)
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine whose systemctl is the script at this path."""
+    monkeypatch.setattr(containerd, "_SYSTEMD", str(tmp_path))
+    monkeypatch.setattr(containerd, "_PATH", f"{tmp_path}:/usr/bin:/bin")
+    return tmp_path / "systemctl"
+
+
+def test_where_systemd_is_it_restarts_the_unit(tmp_path: Path, systemd: Path) -> None:
+    with listening(tmp_path, again=True) as distribution:
+        first = dataclasses.replace(containerd.find((distribution,)), unit="containerd.service")
+        systemd.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/told\nexec kill {first.pid}\n')
+        systemd.chmod(0o755)
+        assert first.restart(60).pid != first.pid
+        assert (tmp_path / "told").read_text() == "restart containerd.service\n"
+
+
+def test_what_systemd_says_of_a_failure_is_passed_on(tmp_path: Path, systemd: Path) -> None:
+    systemd.write_text("#!/bin/sh\necho Job for containerd.service failed. >&2\nexit 1\n")
+    systemd.chmod(0o755)
+    with listening(tmp_path, again=False) as distribution, pytest.raises(NotBackError, match=r"Job for .* failed"):
+        dataclasses.replace(containerd.find((distribution,)), unit="containerd.service").restart(60)
 
 
 @pytest.mark.parametrize(
