@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from kybernate_agent.actor import Actor
 from kybernate_agent.instance import TIER, Transition
@@ -45,7 +45,9 @@ class Metrics:
             for index, bound in enumerate(WAKE_BUCKETS):
                 found[2 + index] += transition.seconds <= bound
 
-    def text(self, actors: Iterable[Actor], status_writes: int) -> str:
+    def text(
+        self, actors: Iterable[Actor], status_writes: int, requests: Mapping[tuple[str, str], int] | None = None
+    ) -> str:
         tiers: Counter[str] = Counter()
         stored = 0
         for actor in actors:
@@ -81,5 +83,11 @@ class Metrics:
             "# HELP kybernate_status_writes_total Writes of a GpuInstance's status.",
             "# TYPE kybernate_status_writes_total counter",
             f"kybernate_status_writes_total {status_writes}",
+            "# HELP kybernate_api_requests_total Requests to the API server.",
+            "# TYPE kybernate_api_requests_total counter",
+            *(
+                f'kybernate_api_requests_total{{verb="{verb}",resource="{resource}"}} {count}'
+                for (verb, resource), count in sorted((requests or {}).items())
+            ),
         ]
         return "\n".join(lines) + "\n"

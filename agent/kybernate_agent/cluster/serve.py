@@ -74,7 +74,9 @@ async def serve_cluster(services: Services, config: ClusterConfig, news: News, s
         metrics.known(node.actors.values())
         stack.push_async_callback(node.close)
         health = HealthServer(
-            config.health_address, lambda: node.ready, lambda: metrics.text(node.actors.values(), writer.writes)
+            config.health_address,
+            lambda: node.ready,
+            lambda: metrics.text(node.actors.values(), writer.writes, client.requests),
         )
         await health.open()
         stack.push_async_callback(health.close)
