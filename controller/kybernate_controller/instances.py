@@ -32,7 +32,7 @@ from kybernate_controller.actions import (
     ReleaseInstance,
     StartAnew,
 )
-from kybernate_controller.eviction import Whereabouts, whereabouts
+from kybernate_controller.eviction import NOWHERE, Whereabouts, whereabouts
 from kybernate_controller.objects import STATE_LOST, Instance, Node, Pod
 from kybernate_controller.replica import Replica
 from kybernate_controller.template import Template, owner_reference
@@ -68,7 +68,8 @@ def keep(
         yield AdoptPod(name=pod.metadata.name, uid=pod.metadata.uid, owners=owners)
         return
     why = misplaced(pod, state, may_create, gives_up=_gives_up(workload, replica.instance))
-    if why:
+    leaves = not pod.spec.node_name and bool(replica.node) and state == NOWHERE
+    if why and not leaves:  # else the GpuInstance says so first, or the next pod would be bound there again
         again = Event("PodReplaced", f"Makes pod {replica.name} again: {why}")
         yield DeletePod(name=pod.metadata.name, uid=pod.metadata.uid, keeps_state=True, event=again)
         return

@@ -53,6 +53,7 @@ CASES = [
     Case("its successor is the instance at once", gw(), [pod(0, uid="q", node="", bound="n1", phase="Pending")], [gi(0, "NVME")], ["apply chat-0 q on n1 epoch 2"]),
     Case("of which the agent has not heard yet", gw(), [pod(0, node="", bound="n1", phase="Pending")], [gi(0, "", observed=0)]),
     Case("and says that nothing is kept", gw(), [pod(0, node="", bound="n1", phase="Pending")], [gi(0, "")], ["leave node chat-0 p0 on nowhere epoch 1"]),
+    Case("first it leaves, then the pod is made again", gw(), [pod(0, node="", bound="n1", phase="Pending", conditions={"PodScheduled": "False"})], [gi(0, "")], ["leave node chat-0 p0 on nowhere epoch 1"]),
     Case("or that something is", gw(), [pod(0, node="", bound="n1", phase="Pending")], [gi(0, "RAM")]),
     Case("nowhere, and the scheduler may still bind it", gw(), [pod(0, node="", bound="n1", phase="Pending")], [gi(0, "", node="", told_by="n1")]),
     Case(

@@ -129,6 +129,20 @@ def node(world: World) -> None:
         world.api.change("nodes", name, spec={"unschedulable": unschedulable})
 
 
+def leave(world: World, name: str) -> None:
+    """A person cordons a node, and gives up what is there."""
+    world.note(f"node {name} is left")
+    world.api.change("nodes", name, spec={"unschedulable": True})
+    for instance, body in list(world.instances.items()):
+        pod = world.pods.get(instance)
+        if body["spec"].get("nodeName") != name:
+            continue
+        if pod is not None and pod["spec"].get("nodeName") == name and pod["status"]["phase"] == "Running":
+            world.api.ask_to_go("pods", instance)
+        else:
+            world.api.ask_to_go("gpuinstances", instance)
+
+
 async def quiet(world: World, brain: Brain) -> None:
     """All players do all that is to be done, until nothing changes any more."""
     for _ in range(60):
@@ -199,6 +213,8 @@ async def test_any_order_of_events_ends_well(seed: int) -> None:
                 world.add_node(name)
             world.api.change("nodes", name, spec={"unschedulable": False})
         world.order(onStateLost="Start")
+        if seed % 2:
+            leave(world, "n1")
         await quiet(world, brains[0])
         judge_end(world)
         before = dict(brains[0].client.sent)
