@@ -24,6 +24,7 @@ from kybernate.api import crd
 from kybernate.lab.process import ProgramError, argv_of, pids
 
 PYTHON = sys.executable
+MORTAL = Path(__file__).parents[1] / "faults" / "mortal_agent.py"
 LIMIT = 60.0
 """Seconds; what is waited for takes at most five."""
 
@@ -89,6 +90,27 @@ class NodeAgent:
             yield
         finally:
             self.start()
+
+
+class MortalAgent(NodeAgent):
+    """It dies where `dies_at` says, once; tests/faults/mortal_agent.py."""
+
+    def __init__(self, bed: ClusterBed) -> None:
+        super().__init__(bed)
+        self.order_to_die = self.folder / "dies-at"
+
+    def dies_at(self, when: str, verb: str, step: str) -> None:
+        self.order_to_die.write_text(f"{when} {verb} {step}")
+
+    def program(self) -> list[str | Path]:
+        return [MORTAL]
+
+    def environment(self) -> dict[str, str]:
+        return {"AT": str(self.order_to_die)}
+
+    def died(self) -> None:
+        assert self._process is not None
+        assert self._process.wait(2 * LIMIT) in (-signal.SIGKILL, 128 + signal.SIGKILL), self.tail()
 
 
 def install_crds(bed: ClusterBed) -> None:
@@ -266,4 +288,4 @@ def processes_of(name: str) -> list[int]:
 
 
 POD_UID = "podUID"
-__all__ = ["Instance", "NodeAgent", "agent_on", "eventually", "instance", "make_instance", "remove"]
+__all__ = ["Instance", "MortalAgent", "NodeAgent", "agent_on", "eventually", "instance", "make_instance", "remove"]

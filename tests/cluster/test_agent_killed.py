@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from agent_in_cluster import (
-    NodeAgent,
+    MortalAgent,
     eventually,
     evict,
     install_crds,
@@ -20,7 +18,6 @@ from agent_in_cluster import (
 )
 from cluster_bed import ClusterBed
 
-MORTAL = Path(__file__).parents[1] / "faults" / "mortal_agent.py"
 GRACE = {"terminationGracePeriodSeconds": 60}
 LIMIT = 120
 PARK = ("stage", "hold", "dump", "commit", "end-processes")
@@ -28,27 +25,6 @@ EVICTION = [("suspend", "hold"), ("suspend", "freeze"), *(("park", step) for ste
 MOMENTS = [(when, verb, step) for verb, step in EVICTION for when in ("before", "after")] + [
     ("before", verb, "settle") for verb in ("suspend", "park", "leave")
 ]
-
-
-class MortalAgent(NodeAgent):
-    """It dies where `dies_at` says, once; tests/faults/mortal_agent.py."""
-
-    def __init__(self, bed: ClusterBed) -> None:
-        super().__init__(bed)
-        self.order_to_die = self.folder / "dies-at"
-
-    def dies_at(self, when: str, verb: str, step: str) -> None:
-        self.order_to_die.write_text(f"{when} {verb} {step}")
-
-    def program(self) -> list[str | Path]:
-        return [MORTAL]
-
-    def environment(self) -> dict[str, str]:
-        return {"AT": str(self.order_to_die)}
-
-    def died(self) -> None:
-        assert self._process is not None
-        assert self._process.wait(LIMIT) in (-signal.SIGKILL, 128 + signal.SIGKILL), self.tail()
 
 
 @pytest.fixture(scope="module")

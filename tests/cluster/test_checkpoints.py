@@ -215,25 +215,3 @@ def test_what_is_gone_is_not_restored_and_what_is_to_stay_stays(bed: Bed) -> Non
         bed.cluster.delete("gck/kept")
         assert bed.copies() == [kept]
         bed.cluster.node.run(["rm", "-r", f"/var/lib/kybernate/store/instances/{kept}"])
-
-
-def test_an_agent_that_is_killed_in_the_midst_leaves_nothing_half(bed: Bed) -> None:
-    more = {"container": {"env": [*_environment("killed-0"), {"name": "MIB", "value": "64"}]}}
-    with instance(bed.cluster, "killed-0", pod_spec=more) as one:
-        before = one.ask()
-        bed.checkpoint("killed-0-copy")
-        eventually(lambda: "killed-0: checkpoint" in bed.agent.tail() or bed.copies(), 60, "it has begun")
-        with bed.agent.away():
-            pass
-        status = bed.phase("gck", "killed-0-copy", "Ready", "Failed")
-        eventually(lambda: one.status["state"] == "Running", 60, "it is awake")
-        after = one.ask()
-        assert (after.count, after.born) == (before.count + 1, before.born)
-        assert status["phase"] == "Ready", status
-        assert bed.copies() == [status["manifest"].split("@")[0]]
-
-
-def _environment(name: str) -> list[dict[str, str]]:
-    from agent_in_cluster import app_pod
-
-    return list(app_pod(name)["spec"]["containers"][0]["env"])
