@@ -159,9 +159,12 @@ def test_a_failing_probe_restarts_what_is_awake(cluster_bed: ClusterBed, agent: 
 
 
 def test_what_is_not_ready_does_not_sleep(cluster_bed: ClusterBed, agent: NodeAgent) -> None:
-    """Asleep it would be answered for, and become ready by that."""
-    quick = {"livenessProbe": None, "readinessProbe": {**WAYS["http"], **OFTEN, "failureThreshold": 1}}
-    with probed(cluster_bed, "unready-0", "http", container=quick, suspendAfter="3s") as one:
+    """Asleep it would be answered for, and become ready by that.
+
+    Probed by a command: a kubelet connects to what is not ready more often than is declared, and that counts as use.
+    """
+    quick = {"livenessProbe": None, "readinessProbe": {**WAYS["exec"], **OFTEN, "failureThreshold": 1}}
+    with probed(cluster_bed, "unready-0", "exec", container=quick, suspendAfter="3s") as one:
         born = one.serving().born
         say(one, "/sick")
         eventually(lambda: not one.ready(), 60, "the kubelet finds it not ready")
