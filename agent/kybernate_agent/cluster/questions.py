@@ -103,7 +103,9 @@ class Questions:
                     await self._source.introduce(pod)
                 elif instance := pod.metadata.labels.get(names.INSTANCE):
                     found = await self._client.get(GPU_INSTANCES, GpuInstance, instance, namespace)
-                    return self._source.take(found) if found.spec.pod_uid == uid else None
+                    # Named without its node it might begin here and be sought elsewhere: docs/design/03_cluster.md.
+                    fenced = (found.spec.pod_uid, found.spec.node_name) == (uid, self._config.node)
+                    return self._source.take(found) if fenced else None
         except PodGoneError:
             raise
         except (KybernateError, TimeoutError) as error:
