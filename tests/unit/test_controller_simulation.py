@@ -18,7 +18,7 @@ from kybernate.api import names
 from kybernate.kube.errors import ApiError
 
 STEPS = 300
-SEEDS = range(int(os.environ.get("KYBERNATE_SEEDS", "25")))
+SEEDS = range(int(os.environ.get("KYBERNATE_SEEDS", "50")))
 TIERS = ["-", "-", "RAM", "NVME"]
 
 
