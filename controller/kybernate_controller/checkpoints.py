@@ -120,7 +120,7 @@ class CheckpointReconciler:
             return 0.1  # the cache is behind
         else:
             status = {"phase": "Pending", "node": source.instance.spec.node_name}
-            await self._say(marked, status, _ready(marked, "Waiting", "its node's agent has not begun"))
+            await self._say(marked, status, _ready(marked, "Waiting", "its node's agent has not begun"), first=True)
         return None
 
     async def _source(self, checkpoint: GpuCheckpoint) -> Source:
@@ -201,7 +201,7 @@ class CheckpointReconciler:
                 raise NoSourceError(f"PodTemplate {template_name(checkpoint)} is there and not its own") from error
 
     async def _fail(self, checkpoint: GpuCheckpoint, reason: str, message: str) -> None:
-        await self._say(checkpoint, {"phase": "Failed"}, _ready(checkpoint, reason, message))
+        await self._say(checkpoint, {"phase": "Failed"}, _ready(checkpoint, reason, message), first=True)
         self._tell(checkpoint, "Warning", "Failed", message)
 
     # --- behind it ---
@@ -257,10 +257,14 @@ class CheckpointReconciler:
             return 1.0
         return None
 
-    async def _say(self, checkpoint: GpuCheckpoint, status: dict[str, Any], condition: dict[str, Any]) -> None:
+    async def _say(
+        self, checkpoint: GpuCheckpoint, status: dict[str, Any], condition: dict[str, Any], *, first: bool = False
+    ) -> None:
+        """`first`: only where nothing was said of it yet: a cache that is behind must not undo an agent's word."""
         meta = checkpoint.metadata
+        only_if = {"resourceVersion": meta.resource_version} if first else {}
         body = {
-            "metadata": {"name": meta.name, "uid": meta.uid},
+            "metadata": {"name": meta.name, "uid": meta.uid, **only_if},
             "status": {"observedGeneration": meta.generation, **status, "conditions": [condition]},
         }
         try:
@@ -268,7 +272,7 @@ class CheckpointReconciler:
                 GPU_CHECKPOINTS, body, meta.namespace, manager=MANAGER, subresource="status", into=dict[str, Any]
             )
         except (ApiNotFoundError, ConflictError) as error:
-            log.info("checkpoint %s/%s: it has gone: %s", meta.namespace, meta.name, error)
+            log.info("checkpoint %s/%s: the world has moved on: %s", meta.namespace, meta.name, error)
 
     def _tell(self, checkpoint: GpuCheckpoint, kind: Any, reason: str, message: str) -> None:
         self._recorder.record(Regarding.of(GPU_CHECKPOINTS, checkpoint), kind, reason, message)

@@ -82,15 +82,20 @@ class RestoreJobReconciler:
         self._client, self._recorder, self._may_write = client, recorder, may_write
         self._checkpoints, self._jobs = checkpoints, jobs
         self._instances, self._pods = instances, pods
-        self._began: dict[str, float] = {}  # by the job's uid, when its pod was made (time.monotonic)
+        self._began: dict[str, float] = {}  # by the job's uid, when it was made (time.monotonic)
+        self._why: dict[str, str] = {}  # by uid, the first reason why a job failed: its pod's end is none
+        self._over: dict[tuple[str, str], str] = {}  # uids of jobs whose end is written; the cache may be behind
 
     async def __call__(self, namespace: str, name: str) -> float | None:
-        job = self._jobs.get(namespace, name)
+        job, key = self._jobs.get(namespace, name), (namespace, name)
         if job is None or job.metadata.deletion_timestamp is not None or job.status.phase in OVER:
+            self._why.pop(self._over.pop(key, ""), None)
+            return None
+        if self._over.get(key) == job.metadata.uid:
             return None
         self._may_write()
         try:
-            if job.status.phase in (None, "Pending"):
+            if job.status.phase in (None, "Pending") and job.metadata.uid not in self._began:
                 await self._make(job)
                 return None
             return await self._follow(job)
@@ -113,7 +118,7 @@ class RestoreJobReconciler:
             uid=meta.uid,
         )  # fmt: skip
         pod = await self._pod(job, body)
-        self._began.setdefault(meta.uid, time.monotonic())
+        began = time.monotonic()
         policy = msgspec.json.decode(template.metadata.annotations.get(names.POLICY, "{}"), type=dict[str, Any])
         manifest = checkpoint.status.manifest
         wanted = instance_of(pod.metadata, policy, manifest=manifest, node=node, job=meta.name, uid=meta.uid)
@@ -125,6 +130,7 @@ class RestoreJobReconciler:
                 raise JobFailedError(f"a GpuInstance {name} exists already") from error
         except (ApiInvalidError, ForbiddenError) as error:
             raise JobFailedError(f"its GpuInstance is refused: {error.problem}") from error
+        self._began[meta.uid] = began  # from now on it is followed, also where the cache is behind
         await self._say(job, {"phase": "Placing", "pod": name, "node": node})
 
     async def _ready_checkpoint(self, job: GpuRestoreJob) -> GpuCheckpoint:
@@ -196,8 +202,9 @@ class RestoreJobReconciler:
             passed = found.since_creation if began is None else time.monotonic() - began
             placing = round(max(0.0, passed - found.restoring_seconds), 3)
             status["seconds"] = {"placing": placing, "restoring": round(found.restoring_seconds, 3)}
-        await self._say(job, {"pod": name, "node": job.status.node, **status})
+        await self._say(job, {"pod": name, "node": instance.spec.node_name if instance else "", **status})
         if found.phase == "Succeeded":
+            self._over[meta.namespace, meta.name] = meta.uid
             self._tell(job, "Normal", "Restored", f"pod {name} goes on from GpuCheckpoint {job.spec.checkpoint}")
         return found.again_seconds
 
@@ -216,6 +223,7 @@ class RestoreJobReconciler:
     async def _fail(self, job: GpuRestoreJob, message: str) -> None:
         """Its own pod goes first, so that a job that says Failed has left nothing behind."""
         name, meta = job.spec.pod_name, job.metadata
+        message = self._why.setdefault(meta.uid, message)
         try:
             pod = await self._client.get(PODS, Pod, name, meta.namespace)
             if is_of(pod.metadata, meta.uid):
@@ -224,6 +232,7 @@ class RestoreJobReconciler:
             pass
         self._began.pop(meta.uid, None)
         await self._say(job, {"phase": "Failed", "message": message, "node": job.status.node})
+        self._over[meta.namespace, meta.name] = meta.uid
         self._tell(job, "Warning", "Failed", message)
 
     async def _say(self, job: GpuRestoreJob, status: dict[str, Any]) -> None:
