@@ -231,29 +231,21 @@ class RestoreJobReconciler:
         except (ApiNotFoundError, ConflictError):
             pass
         self._began.pop(meta.uid, None)
-        await self._say(job, {"phase": "Failed", "message": message, "node": job.status.node})
+        await self._say(job, {"phase": "Failed", "message": message, "pod": job.status.pod, "node": job.status.node})
         self._over[meta.namespace, meta.name] = meta.uid
         self._tell(job, "Warning", "Failed", message)
 
     async def _say(self, job: GpuRestoreJob, status: dict[str, Any]) -> None:
         meta = job.metadata
         phase, message = status["phase"], status.get("message", "")
-        done = next((c for c in job.status.conditions if c.type == "Complete"), None)
-        if job.status.phase == phase and job.status.message == message and done is not None:
+        if job.status.phase == phase and job.status.message == message:
             return
-        text = {"Succeeded": "True"}.get(phase, "False")
-        same = done is not None and done.status == text
-        condition = {
-            "type": "Complete",
-            "status": text,
-            "reason": phase,
-            "message": message,
-            "lastTransitionTime": done.last_transition_time if done is not None and same else now_text(),
-            "observedGeneration": meta.generation,
-        }
+        conditions = [_condition(job, "Complete", phase == "Succeeded", phase, message)]
+        if phase == "Failed":
+            conditions.append(_condition(job, "Failed", True, phase, message))
         body = {
             "metadata": {"name": meta.name, "uid": meta.uid},
-            "status": {"observedGeneration": meta.generation, **_given(status), "conditions": [condition]},
+            "status": {"observedGeneration": meta.generation, **_given(status), "conditions": conditions},
         }
         try:
             await self._client.apply(
@@ -264,6 +256,19 @@ class RestoreJobReconciler:
 
     def _tell(self, job: GpuRestoreJob, kind: Any, reason: str, message: str) -> None:
         self._recorder.record(Regarding.of(GPU_RESTORE_JOBS, job), kind, reason, message)
+
+
+def _condition(job: GpuRestoreJob, kind: str, holds: bool, reason: str, message: str) -> dict[str, Any]:
+    old = next((c for c in job.status.conditions if c.type == kind), None)
+    same = old is not None and old.status == str(holds)
+    return {
+        "type": kind,
+        "status": str(holds),
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": old.last_transition_time if old is not None and same else now_text(),
+        "observedGeneration": job.metadata.generation,
+    }
 
 
 def _given(status: dict[str, Any]) -> dict[str, Any]:

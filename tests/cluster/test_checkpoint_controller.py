@@ -219,6 +219,7 @@ async def test_a_refused_restore_takes_its_own_pod_away_and_no_other(stage: Stag
     await stage.live("job", "fails", None)
     status = (await stage.get(GPU_RESTORE_JOBS, "fails"))["status"]
     assert (status["phase"], status["message"]) == ("Failed", "other mounts")
+    assert {c["type"]: c["status"] for c in status["conditions"]} == {"Complete": "False", "Failed": "True"}
     assert await gone(stage, "again")
     await stage.job("taken", "chat-0")
     await stage.live("job", "taken", None)
