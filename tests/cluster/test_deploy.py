@@ -94,6 +94,35 @@ def test_a_killed_keeper_costs_nothing(bed: ClusterBed, idle: dict[str, str]) ->
         assert (second.count, second.born) == (first.count + 1, first.born)
 
 
+def test_a_checkpoint_becomes_a_pod_with_the_rights_that_are_given(bed: ClusterBed) -> None:
+    def over(kind: str, name: str, *phases: str) -> str:
+        def look() -> str:
+            found = (bed.get(kind, name).get("status") or {}).get("phase", "")
+            return str(found) if found in phases else ""
+
+        return eventually(look, 90, f"{kind} {name} is {phases}")
+
+    def make(kind: str, name: str, **spec: Any) -> None:
+        meta = {"name": name, "namespace": "default"}
+        bed.apply({"apiVersion": "kybernate.io/v1alpha1", "kind": kind, "metadata": meta, "spec": spec})
+
+    with running(bed, workload("origin", **SOON)) as (ip,):
+        first = ask(ip)
+        eventually(lambda: state(bed, "origin-0") == "Parked", 60, "it is parked")
+        make("GpuCheckpoint", "deployed", source={"instance": "origin-0"})
+        try:
+            assert over("gck", "deployed", "Ready", "Failed") == "Ready"
+            assert state(bed, "origin-0") == "Parked"
+            make("GpuRestoreJob", "deployed", checkpoint="deployed", podName="restored")
+            assert over("grj", "deployed", "Succeeded", "Failed") == "Succeeded"
+            bed.wait("pod/restored")
+            for address in (bed.pod_ip("restored"), ip):
+                again = ask(address)
+                assert (again.count, again.born) == (first.count + 1, first.born)
+        finally:
+            bed.delete("pod/restored", "grj/deployed", "gck/deployed")
+
+
 def test_applied_again_nothing_happens(bed: ClusterBed) -> None:
     before = starts(bed), version(bed), bed.node.run(["stat", "-c", "%Y %i", CONFIG])
     generations = [bed.get("ds", "kybernate-agent", NAMESPACE)["metadata"]["generation"]]
@@ -181,6 +210,13 @@ def test_an_agent_makes_the_instance_of_an_annotated_pod(bed: ClusterBed, agent:
         agent.patch(f"{INSTANCES}/try-made", {"spec": {"policy": {"suspendAfter": "5s"}}})
     finally:
         bed.delete("gi/try-made", "pod/try-made")
+
+
+def test_an_agent_makes_no_instance_of_a_workload(bed: ClusterBed, agent: Agent) -> None:
+    """The controller would count it, and end another one for it, on another node perhaps."""
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": "chat-7", "uid": "any"}
+    with pytest.raises(RefusedError, match="a GpuWorkload's are the controller's"):
+        agent.create(INSTANCES, gpu_instance("chat-7", bed.node.name, owner, workload="chat", ordinal=7))
 
 
 def test_another_nodes_objects_are_refused(bed: ClusterBed, agent: Agent, foreign: str) -> None:
