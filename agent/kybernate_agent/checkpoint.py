@@ -201,10 +201,14 @@ class StandingStill:
             if self.frozen_at:
                 await actor.keeper.thaw()
                 self.copy.frozen_seconds = time.monotonic() - self.frozen_at
+        except KybernateError:
+            actor.record.enter(Phase.SUSPENDED, time.time())  # it sleeps then, and a wake tries again
+            actor.call("it stood still for a copy")
+            raise
         finally:
-            if self.copy.was == Phase.RUNNING:
+            if actor.record.phase == Phase.RUNNING:
                 await traffic.release()
-            elif self.mode is Mode.WATCHING:
+            elif self.mode is not Mode.HOLDING:
                 await traffic.watch(actor.record.pod.held_ports)
 
 

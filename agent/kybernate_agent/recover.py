@@ -50,7 +50,8 @@ def recover(found: Evidence) -> Verdict:
         return _living(found, Phase.RUNNING)
     if found.keeper == "frozen":
         living = _living(found, Phase.SUSPENDED)
-        copied = found.verb == Verb.CHECKPOINT and found.phase == Phase.RUNNING  # it stood still for a copy only
+        # An awake one stood still for a copy only. Without a verb: the agent was told to end in the midst of it.
+        copied = found.verb in (None, Verb.CHECKPOINT) and found.phase == Phase.RUNNING
         return Verdict(living.phase, living.epoch, living.unproven, living.retire, wake=waking or copied)
     if found.keeper in ("parked", "awaiting-restore"):
         return _images(found, waking or (found.keeper == "awaiting-restore" and not found.kubelet))

@@ -158,6 +158,11 @@ class Checkpoints:
             reason = copies.reason_of(error)
             await self._say(checkpoint, copies.failed(checkpoint, reason, str(error)), "Warning")
             return None
+        except Exception as error:  # nobody foresaw it: it must not stay Running for ever
+            log.exception("checkpoint %s", checkpoint.metadata.uid)
+            unforeseen = copies.failed(checkpoint, "Unforeseen", f"{type(error).__name__}: {error}")
+            await self._say(checkpoint, unforeseen, "Warning")
+            return None
         checkpoint.status = await self._say(checkpoint, ready, "Normal")
         return manifest
 

@@ -63,7 +63,12 @@ async def _copy(actor: Actor, checkpoint: GpuCheckpoint, digest_of: DigestOf) ->
     try:
         assert copy.facts is not None
         digest = await digest_of(copy.facts.image)
-        return await asyncio.to_thread(store.commit, staging, _made(actor, checkpoint, copy, digest))
+        made = _made(actor, checkpoint, copy, digest)
+        committing = asyncio.create_task(asyncio.to_thread(store.commit, staging, made))
+        try:
+            return await asyncio.shield(committing)
+        finally:
+            await asyncio.wait({committing})  # who gives it up takes away what was committed, not what still may be
     except BaseException:
         await asyncio.shield(asyncio.to_thread(store.discard, staging))
         if copy.was == Phase.RUNNING and not copy.leave_running:
