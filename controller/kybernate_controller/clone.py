@@ -1,8 +1,8 @@
 """A pod like another one: what of a pod's spec is its own, and what others put in. Pure.
 
-Taken out is what the scheduler, admission, the kubelet and the controller add: node, priority number, overhead, the
-token that every pod gets, the readiness gate and the node affinity of a replica, debug containers. Requests that were
-lowered while the instance was parked are put back.
+Taken out is what the scheduler, admission, the kubelet and controllers add: node, priority number, overhead, the
+token that every pod gets, the labels by which a Deployment or Job knows its pods, the readiness gate and the node
+affinity of a replica, debug containers. Requests that were lowered while the instance was parked are put back.
 """
 
 from __future__ import annotations
@@ -21,6 +21,14 @@ DROPPED = ("nodeName", "priority", "preemptionPolicy", "overhead", "serviceAccou
            "schedulingGates", "resourceClaims", "resources")  # fmt: skip
 TOKEN = "kube-api-access-"  # noqa: S105  the prefix of the volume's name
 TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105
+OF_CONTROLLERS = frozenset(
+    {
+        "pod-template-hash", "pod-template-generation", "controller-revision-hash", "apps.kubernetes.io/pod-index",
+        "statefulset.kubernetes.io/pod-name", "controller-uid", "job-name",
+    }
+)  # fmt: skip
+"""Labels by which Kubernetes' own controllers know their pods: one without an owner that has them is adopted, counts as
+one too many, and is deleted. All of `batch.kubernetes.io/` are such, too."""
 LABEL_LENGTH = 63
 
 
@@ -36,7 +44,11 @@ def template_of(pod: Mapping[str, Any]) -> dict[str, Any]:
     gates = [it for it in spec.pop("readinessGates", None) or () if it.get("conditionType") != names.SERVING]
     if gates:
         spec["readinessGates"] = gates
-    labels = {k: v for k, v in (metadata.get("labels") or {}).items() if not k.startswith(OURS)}
+    labels = {
+        k: v
+        for k, v in (metadata.get("labels") or {}).items()
+        if k not in OF_CONTROLLERS and not k.startswith((OURS, "batch.kubernetes.io/"))
+    }
     kept = {
         k: v
         for k, v in annotations.items()

@@ -120,3 +120,10 @@ def test_a_bound_pod_without_affinity_of_its_own_is_let_free() -> None:
 
 def test_a_long_jobs_name_fits_a_label() -> None:
     assert label_of("a" * 62 + "." + "b") == "a" * 62
+
+
+def test_a_deployments_replica_set_does_not_take_the_new_pod_for_one_of_its_own() -> None:
+    """It would adopt a pod that nobody owns, find that it has one too many, and delete one."""
+    pod = copy.deepcopy(POD)
+    pod["metadata"]["labels"] = {"app": "chat", "pod-template-hash": "5d8", "batch.kubernetes.io/job-name": "j"}
+    assert template_of(pod)["metadata"]["labels"] == {"app": "chat"}
