@@ -10,7 +10,7 @@ from __future__ import annotations
 from kybernate.api.gpuworkload import GpuWorkloadObject
 from kybernate_controller import instances, resize, rollout, scale, serving, status, template
 from kybernate_controller.actions import Action, CheckTemplate, DeleteInstance, DeletePod, Event
-from kybernate_controller.objects import STATE_LOST
+from kybernate_controller.objects import STATE_LOST, Instance
 from kybernate_controller.replica import Replica, Snapshot, in_order, replicas_of
 
 
@@ -30,6 +30,7 @@ def plan(snapshot: Snapshot, now: str) -> list[Action]:
     for replica in in_order(found.values()):
         if replica.leaving:
             actions += instances.leave(workload, replica, snapshot.nodes)
+    actions += instances.release(_left_behind(found, snapshot), snapshot.nodes)
     for replica in chosen.surplus:
         actions += _end(replica)
     awake = _kept_awake(workload, chosen.members)
@@ -66,6 +67,12 @@ def _tried(workload: GpuWorkloadObject, template_hash: str, found: dict[int, Rep
         return True
     said = next((c for c in workload.status.conditions if c.type == "TemplateInvalid"), None)
     return said is not None and said.status == "False" and said.observed_generation == workload.metadata.generation
+
+
+def _left_behind(found: dict[int, Replica], snapshot: Snapshot) -> list[Instance]:
+    """What an earlier workload of this name has left. Its names are waited for, and no agent may be there to end it."""
+    ours = {replica.instance.metadata.uid for replica in found.values() if replica.instance is not None}
+    return [i for i in snapshot.instances if i.spec.workload == snapshot.name and i.metadata.uid not in ours]
 
 
 def _end(replica: Replica) -> list[Action]:

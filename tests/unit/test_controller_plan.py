@@ -40,6 +40,9 @@ CASES = [
     Case("a stranger's pod", gw(), [pod(0, owner=STRANGER)]),
     Case("a stranger's pod without our label", gw(), findings=Findings({template.read(gw()).hash: ""}, taken={0: "a pod"})),
     Case("an earlier workload's instance", gw(), [], [gi(0, owner=STRANGER)]),
+    Case("that goes, and no agent ends it", gw(), [], [gi(0, node="gone", owner=STRANGER, leaving=True)], ["release chat-0"]),
+    Case("that goes, and was never anywhere", gw(), [], [gi(0, "", node="", owner=STRANGER, leaving=True)], ["release chat-0"]),
+    Case("that goes, and its agent ends it", gw(), [], [gi(0, owner=STRANGER, leaving=True)]),
     Case("an instance that lost its owner", gw(), [pod(0)], [gi(0, owner=None)], ["apply chat-0 p0 on n1 epoch 1"]),
     # A pod that goes.
     Case("a pod that is going", gw(), [pod(0, ending=True)], [gi(0)]),
