@@ -195,7 +195,7 @@ class Doer:
                 PODS, body, target.key.namespace, manager=MANAGER, subresource="resize", into=Pod
             )
         except KindMissingError:
-            target.known.refuse_resize(action.uid, "this cluster cannot resize pods in place")
+            target.known.refuse_resize(action.uid, "this cluster cannot resize pods in place", lasting=True)
             return False
         except REFUSED as error:
             target.known.refuse_resize(action.uid, _said(error))

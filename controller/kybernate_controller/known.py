@@ -1,7 +1,8 @@
 """What the controller knows of one workload beside its caches: answers that no watch tells, and what it has ended.
 
-A refusal is believed for `BELIEVED_SECONDS`, or until the workload's spec changes; then it is tried again. All of it
-is lost when the controller ends, and learned anew at the cost of a request each.
+A refusal is believed for `BELIEVED_SECONDS`, or until the workload's spec changes; then it is tried again. What a
+cluster does not have at all is not asked for again meanwhile: each parked pod would cost a request every time. All of
+it is lost when the controller ends, and learned anew at the cost of a request each.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Known:
             self.findings = Findings(templates=dict.fromkeys(accepted, ""))
             self.doubts_at = None
         self.generation = generation
+        self.findings.unsized = {uid: why for uid, why in self.findings.unsized.items() if uid in shown}
         self.ended.intersection_update(shown)
         self.gone.intersection_update(shown)
 
@@ -65,9 +67,11 @@ class Known:
         self.findings.refused[ordinal] = why
         self._doubt()
 
-    def refuse_resize(self, uid: str, why: str) -> None:
+    def refuse_resize(self, uid: str, why: str, *, lasting: bool = False) -> None:
+        """`lasting`: nothing that may be otherwise in a while."""
         self.findings.unsized[uid] = why
-        self._doubt()
+        if not lasting:
+            self._doubt()
 
     def take(self, ordinal: int, who: str) -> None:
         self.findings.taken[ordinal] = who
