@@ -66,7 +66,6 @@ class Actor:
         self.offer: Pod | None = None  # a container that the kubelet made and that is to be taken over
         self.pod_goes = asyncio.Event()  # its pod is being deleted
         self.grace_seconds = 30.0  # that its pod has for that
-        self.may_begin_anew = False  # its state is lost, and that is accepted
         self.down_since = 0.0
         self.container_ready = True  # as the kubelet said last
         self.entering = Entering()  # commands of the kubelet on their way in
@@ -223,7 +222,8 @@ class Actor:
 
     def say(self, condition: Condition) -> None:
         if self.record.set_condition(condition):
-            self.record.event("Warning", condition.reason, condition.message, condition.at)
+            reason = condition.type if condition.type == "StateLost" else condition.reason
+            self.record.event("Warning", reason, condition.message, condition.at)
             log.warning(
                 "%s: %s=%s %s: %s",
                 self.record.id,
@@ -306,8 +306,7 @@ class Actor:
 
     def begin_anew(self) -> None:
         """That its state is lost is accepted."""
-        self.may_begin_anew = True
-        self.poke()
+        self.give_up("that its state is lost was accepted: it begins anew")
 
     async def _keep_callers_out(self) -> None:
         """Ordered to stay asleep in memory: calls must not reach its sockets, they are refused."""

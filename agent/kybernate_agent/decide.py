@@ -81,8 +81,6 @@ def _gone(view: View, now: float) -> Decision:
         return _now_or_later(view, Verb.RESCUE, "its keeper died", now)
     if view.given_up:
         return _now_or_later(view, Verb.DISCARD, "its state was given up", now)
-    if view.phase == Phase.PARKED and view.anew:
-        return _now_or_later(view, Verb.DISCARD, "it may not come back in its pod, and begins anew", now)
     if view.phase == Phase.PARKED:
         return _overdue(view, now) or Decision(ask_at=_timeout(view))
     if view.phase == Phase.RUNNING and view.unproven and not view.killed:

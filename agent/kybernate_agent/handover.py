@@ -58,19 +58,32 @@ async def adopt(actor: Actor, stage: Stage) -> None:
     actor.offer = None
     actor.pod_goes.clear()
     record.leaving, record.given_up = None, ""
-    state = actor.last_keeper
-    if state is not None and state.state == "awaiting-restore":
+    record.clear_condition("Degraded")
+    await _take_as_it_is(actor)
+
+
+async def _take_as_it_is(actor: Actor) -> None:
+    """The keeper says what the container is. One that begins has no images; those that are there are older."""
+    record, state = actor.record, actor.last_keeper.state if actor.last_keeper else ""
+    if state in ("awaiting-restore", "parked"):
         await actor.traffic.hold(record.pod.held_ports)
         record.enter(Phase.PARKED, record.since)
         if record.wakes:
             actor.call(record.wakes)
-        return
-    await actor.traffic.release()
-    record.unproven, record.wakes = 0, ""
-    record.enter(Phase.RUNNING, time.time())
-    record.last_activity = record.since
-    record.clear_condition("StateLost")
-    await retire(actor)
+    elif state == "frozen":
+        await actor.traffic.watch(record.pod.held_ports)
+        record.enter(Phase.SUSPENDED, record.since)
+    elif state in ("created", "running"):
+        await actor.traffic.release()
+        begins = record.phase in (Phase.PENDING, Phase.BACKOFF)
+        record.unproven, record.wakes = 0 if begins else record.unproven, ""
+        record.enter(Phase.RUNNING, time.time())
+        record.last_activity = record.since
+        record.clear_condition("StateLost")
+        if begins:
+            await retire(actor)
+    else:
+        raise RefusedError(f"{record.id}: its container is {state or 'unknown'}")
 
 
 async def discard(actor: Actor, stage: Stage) -> None:
@@ -78,7 +91,9 @@ async def discard(actor: Actor, stage: Stage) -> None:
     record = actor.record
     stage.step("discard")
     was = record.phase
-    await actor.end_sleeper()
+    if actor.has_keeper:  # of a state that is lost: its container is there, and is to be made anew
+        with contextlib.suppress(KeeperGoneError):
+            await actor.keeper.kill()
     actor.forget_keeper()
     if actor.last_keeper is not None:
         await orphan.end(actor.last_keeper, actor.work)
@@ -89,7 +104,6 @@ async def discard(actor: Actor, stage: Stage) -> None:
     elif was == Phase.SUSPENDED:
         record.event("Warning", "StateLost", "it ended while it was suspended; it begins anew", time.time())
     record.leaving, record.given_up, record.unproven, record.wakes = None, "", 0, ""
-    actor.may_begin_anew = False
     record.stored_bytes = 0
     record.clear_condition("NotParkable")
     record.enter(Phase.PENDING, time.time())

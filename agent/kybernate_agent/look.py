@@ -41,7 +41,7 @@ def look(actor: Actor, now: float) -> View:
         leaving=record.leaving,
         given_up=bool(record.given_up),
         fenced=bool(member and record.pod.uid and member.pod_uid not in ("", record.pod.uid)),
-        anew=actor.may_begin_anew,
+        anew=bool(record.given_up) or (actor.services.starter.kubelet and policy.anew_when_lost),
         down_since=actor.down_since,
         copy_wanted=bool(actor.copies),
     )

@@ -148,12 +148,9 @@ def verified(actor: Actor) -> Manifest:
 def lost(actor: Actor, error: KybernateError) -> None:
     """Say out loud that the state is gone. Nothing is deleted; a person decides."""
     anew = "Delete the workload and apply it again" if actor.record.member is None else "Raise spec.startAnew"
+    kind = type(error).__name__.removesuffix("Error")
     remedy = f"Its images were left where they are. {anew} to begin anew."
-    actor.say(
-        Condition(
-            type="StateLost", status="True", reason=type(error).__name__, message=f"{error} {remedy}", at=time.time()
-        )
-    )
+    actor.say(Condition(type="StateLost", status="True", reason=kind, message=f"{error} {remedy}", at=time.time()))
     actor.record.enter(Phase.LOST, time.time())
     if actor.has_traffic:
         actor.traffic.stop_answering()

@@ -210,6 +210,33 @@ def _condition(one: Instance, type_: str) -> dict[str, str] | None:
     return next((c for c in one.status.get("conditions") or [] if c["type"] == type_), None)
 
 
+@pytest.mark.parametrize("on_loss", ["Hold", "Start"])
+def test_a_state_that_is_damaged_is_said_and_waits(bed: ClusterBed, agent: NodeAgent, on_loss: str) -> None:
+    name = f"damaged-{on_loss.lower()}-0"
+    with instance(bed, name, onStateLost=on_loss) as one:
+        before = one.ask()
+        one.order("park")
+        folder = f"/var/lib/kybernate/store/instances/default.{name}/1/images"
+        bed.node.run([PYTHON, "-c", f"import glob; open(glob.glob('{folder}/pages-*.img')[0], 'r+b').write(b'x' * 99)"])
+        caller = threading.Thread(target=_call, args=(one.ip,))
+        caller.start()
+        eventually(lambda: "StateLost" in one.events(), LIMIT, "it is said")
+        if on_loss == "Hold":
+            assert "tier" not in one.wait("StateLost")
+            assert processes_of(name) == []
+            one.patch({"startAnew": 1})
+        after = eventually(one.ask, LIMIT, "it begins anew")
+        assert after.born != before.born
+        assert one.wait("Running").get("conditions", []) == []
+        caller.join(LIMIT)
+
+
+def _call(ip: str) -> None:
+    """Whatever becomes of it."""
+    with contextlib.suppress(OSError, ValueError):
+        ask(ip, seconds=20)
+
+
 def test_calls_while_the_agent_is_replaced_are_answered(bed: ClusterBed, agent: NodeAgent) -> None:
     """As a DaemonSet's rolling update: the old one is told to end, the new one starts."""
     with instance(bed, "rolling-0", suspendAfter="200ms", parkAfter="100ms") as one:

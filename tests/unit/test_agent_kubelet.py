@@ -54,7 +54,7 @@ CASES = [
     Case("ended while in RAM", gone(S), Verb.DISCARD),
     Case("lost, it waits", gone(Phase.LOST), None),
     Case("lost, it may begin anew", gone(Phase.LOST, anew=True), Verb.DISCARD),
-    Case("its pod may not have it, it may begin anew", gone(P, anew=True), Verb.DISCARD),
+    Case("onStateLost: Start is no reason to lose a state", gone(P, anew=True), None),
     # Its pod goes.
     Case("leaves awake: drains", view(R, leaving=LEAVING, in_flight_since=NOW - 1), None, Verb.SUSPEND),
     Case("not for ever", view(R, leaving=LEAVING, in_flight_since=None), Verb.SUSPEND),

@@ -41,7 +41,7 @@ async def ask(actor: Actor | None, message: Mapping[str, Any]) -> Answer:
         wake.lost(actor, StateLostError(f"{actor.record.id}: {answer.why}."))
         actor.services.journal.save(actor.record)
         actor.services.changed(actor.record.id)
-    if actor.record.phase == Phase.LOST and actor.policy.anew_when_lost and not actor.may_begin_anew:
+    if actor.record.phase == Phase.LOST and actor.policy.anew_when_lost and not actor.record.given_up:
         actor.begin_anew()
     return Answer(answer.action, f"{actor.record.id}: {answer.why}")
 
@@ -61,7 +61,7 @@ async def _case(actor: Actor, pod_uid: str) -> Case:
         files=bool(record.pod.upper) and Path(record.pod.upper).is_dir(),
         same_pod=record.pod.uid in ("", pod_uid),
         portable=bool(manifests) and await asyncio.to_thread(_is_whole, actor, manifests[0]),
-        may_begin_anew=actor.may_begin_anew or actor.policy.anew_when_lost,
+        may_begin_anew=bool(record.given_up) or actor.policy.anew_when_lost,
     )
 
 

@@ -169,7 +169,8 @@ class StatusWriter:
                 log.warning("%s: its status is refused: %s", name, error)
                 return
             except ApiError as error:
-                log.warning("%s: its status waits: %s", name, error)
+                if backoff.failures == 0:
+                    log.warning("%s: its status waits: %s", name, error)
                 self._dirty.add(name)
                 await asyncio.sleep(backoff.next())
             else:
