@@ -69,6 +69,7 @@ FILE = "portable.json"
 LAYER, SHM = "layer.tar", "shm.tar"
 VERSION = 1
 SECONDS = 90.0  # a container's start has two minutes
+_LONGEST_NAME = 64  # of a host; a longer one is refused by the kernel
 # Instruction sets that a program chooses among at its start; others of the flags are about the kernel's ways.
 _INSTRUCTIONS = (
     "sse", "ssse", "avx", "fma", "f16c", "bmi", "abm", "aes", "vaes", "pclmul", "vpclmul", "popcnt", "movbe", "sha_ni",
@@ -327,15 +328,22 @@ async def name_host(pid: int, bundle: Path) -> None:
     """Give the host name of the pod back to its namespace: CRIU has set the one of the dump, in a sandbox that others
     share. The pod's stands in its /etc/hostname. Raises HostNameError, BundleError."""
     facts = await facts_of(bundle)
-    source = next((it.source for it in facts.mounts if it.destination == "/etc/hostname"), "")
+    # Only containerd's own: a tenant can mount a file there that is never read to its end.
+    source = next((it.source for it in facts.mounts if it.destination == "/etc/hostname" and it.kind == "sandbox"), "")
     if not source:
         return
     name = ""
     try:
-        name = (await asyncio.to_thread(Path(source).read_text)).strip()
+        name = await asyncio.to_thread(_name_in, source)
         await asyncio.to_thread(namespaces.inside, f"/proc/{pid}/ns/uts", namespaces.UTS, lambda: _set_name(name))
     except OSError as error:
         raise HostNameError(pid=pid, name=name, cause=str(error)) from error
+
+
+def _name_in(path: str) -> str:
+    """The container may have written to it, at any length."""
+    with open(path, "rb") as file:
+        return file.read(_LONGEST_NAME + 1).decode(errors="replace").strip()
 
 
 def _set_name(name: str) -> None:

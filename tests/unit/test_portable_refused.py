@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -194,3 +195,20 @@ async def test_a_container_on_the_nodes_own_network_does_not_move(tmp_path: Path
     with pytest.raises(NotPortableError, match="shares the node's uts"):
         await portable.restore(tmp_path / "images", facts)
     assert not await portable.restore(tmp_path / "images", dataclasses.replace(facts, on_host=""))
+
+
+async def test_what_a_tenant_mounts_as_host_name_is_not_read(tmp_path: Path) -> None:
+    """A FIFO there would hold the one who reads it for good."""
+    place = tmp_path / "pods" / "uid-2" / "volumes" / "kubernetes.io~empty-dir" / "own" / "name"
+    place.parent.mkdir(parents=True)
+    os.mkfifo(place)
+    notes = {"io.kubernetes.cri.sandbox-uid": "uid-2", "io.kubernetes.cri.sandbox-id": "s-2"}
+    mount = {"destination": "/etc/hostname", "type": "bind", "source": str(place), "options": ["rbind"]}
+    (tmp_path / "config.json").write_text(json.dumps({"annotations": notes, "mounts": [mount]}))
+    asking = asyncio.create_task(portable.name_host(os.getpid(), tmp_path))
+    try:
+        done, _ = await asyncio.wait({asking}, timeout=10)
+        assert done
+        await asking
+    finally:
+        os.close(os.open(place, os.O_RDWR))  # lets a reader go
