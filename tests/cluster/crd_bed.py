@@ -15,7 +15,8 @@ import msgspec
 import yaml
 
 from kybernate.api import crd, names
-from kybernate.kube.client import MERGE_PATCH, Client, Request
+from kybernate.kube.client import MERGE_PATCH, Client
+from kybernate.kube.connection import Request
 from kybernate.kube.errors import KindMissingError
 from kybernate.kube.resource import CRDS, Resource
 from kybernate.lab.cluster.apiserver import ApiServerBed
