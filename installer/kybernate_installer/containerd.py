@@ -113,24 +113,31 @@ class Containerd:
         """End it, and wait for the next one to serve, at most `seconds`; containers run on.
 
         Raises NotBackError, BrokenError."""
-        healthy = self.cri()
+        present = self._present()
+        healthy = present.cri()
         if self.unit and os.path.isdir(_SYSTEMD):
             how = f"restarted by systemd ({self.unit})"
             self._restart_unit(how)
         else:
             how = "ended by SIGTERM"
-            self._end()
+            present._end()
         limit = time.monotonic() + seconds
         while time.monotonic() < limit:
             with contextlib.suppress(NoContainerdError, OSError):
                 back = find((self.distribution,))
-                if (back.pid, back.started) != (self.pid, self.started):
+                if (back.pid, back.started) != (present.pid, present.started):
                     state = back.cri()
                     if healthy == "ok" and state not in ("ok", ""):
                         raise BrokenError(reason=f"`ctr plugins list` says {state}")
                     return back
             time.sleep(0.1)
         raise NotBackError(seconds=seconds, how=how)
+
+    def _present(self) -> Containerd:
+        """Who serves now: another one already, where this one was started anew and came back broken."""
+        with contextlib.suppress(NoContainerdError, OSError):
+            return find((self.distribution,))
+        return self
 
     def _restart_unit(self, how: str) -> None:
         try:

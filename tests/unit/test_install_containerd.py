@@ -86,6 +86,15 @@ def test_started_anew_it_is_another_process_that_listens(tmp_path: Path) -> None
         assert containerd.find((distribution,)) == second
 
 
+def test_one_that_came_back_broken_is_not_left_running(tmp_path: Path) -> None:
+    """It has read the file that is taken back: who restarts through the one before must reach it."""
+    with listening(tmp_path, again=True) as distribution:
+        first = containerd.find((distribution,))
+        broken = first.restart(60)
+        third = first.restart(60)
+        assert (third.pid, third.started) != (broken.pid, broken.started)
+
+
 def test_one_that_nobody_starts_again_is_said(tmp_path: Path) -> None:
     with listening(tmp_path, again=False) as distribution, pytest.raises(NotBackError, match="Who starts it"):
         containerd.find((distribution,)).restart(0.5)
