@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -254,7 +255,8 @@ class Node:
                 await self.source.started(container)
                 return {}
             case "terminate":
-                return {"action": await self._terminate(container, int(message.get("signal", 15)))}
+                until = float(message.get("until", math.inf))
+                return {"action": await self._terminate(container, int(message.get("signal", 15)), until)}
             case "exec":
                 return await self._exec(container, message)
             case "signal":
@@ -273,9 +275,9 @@ class Node:
                 return actor
         raise NotFoundError(f"no instance on this node has container {container!r}")
 
-    async def _terminate(self, container: str, signal: int) -> str:
+    async def _terminate(self, container: str, signal: int, until: float) -> str:
         actor = next((a for a in self.actors.values() if container and a.record.pod.container == container), None)
-        return "end" if actor is None else await self.source.terminate(actor, signal)
+        return "end" if actor is None else await self.source.terminate(actor, signal, until)
 
     async def _exec(self, container: str, message: dict[str, Any]) -> dict[str, Any]:
         actor = self._by_container(container)

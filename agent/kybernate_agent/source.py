@@ -22,8 +22,9 @@ class Source(Protocol):
         """containerd has started it."""
         ...
 
-    async def terminate(self, actor: Actor, signal: int) -> str:
-        """containerd wants it to end: `end`, or `park` where the agent sees to its end."""
+    async def terminate(self, actor: Actor, signal: int, until: float) -> str:
+        """containerd wants it to end: `end`, or `park` where the agent sees to its end. Nobody hears an answer after
+        `until` (monotonic): the signal has been passed on."""
         ...
 
     def gone(self, record: Record) -> None:

@@ -195,9 +195,12 @@ def _agent_ends_it(hook: Hook, number: int) -> bool:
 
     if number not in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGQUIT) or hook.keeper("state") is None:
         return False
+    import time
+
     from kybernate_shim import wire
 
-    request = {"verb": "terminate", "container": hook.command.container, "signal": number}
+    until = time.monotonic() + TERMINATE_SECONDS
+    request = {"verb": "terminate", "container": hook.command.container, "signal": number, "until": until}
     try:
         reply = wire.ask_patiently(f"{hook.run}/hook.sock", request, TERMINATE_SECONDS)
     except (wire.Unreachable, wire.NoAnswer):

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN_SECONDS = 2.0
 """How often a waiting creation asks for what no informer tells: a GpuInstance whose nodeName is not set yet."""
+ANSWER_SECONDS = 0.05
+"""So long an answer may be on its way to the hook."""
 SECOND_LOOK_SECONDS = 0.3
 """So long the word that a pod is evicted may be behind the signal: a kubelet under pressure writes it itself."""
 
@@ -122,7 +124,7 @@ class Questions:
         await self._source.find_probes(actor, state.pod_uid)
         actor.offered(pod_of(state))
 
-    async def terminate(self, actor: Actor, signal: int) -> str:
+    async def terminate(self, actor: Actor, signal: int, until: float) -> str:
         record, policy = actor.record, actor.policy
         annotated = record.member is not None and record.member.annotated
         fate = await self._fate(actor)
@@ -133,6 +135,9 @@ class Questions:
         if departure.given_up:
             actor.give_up(departure.given_up)
         if not departure.park and not departure.wake:
+            return "end"
+        # An application that was told to end already must not be kept as it ends; nor does one that is deleted park.
+        if actor.deleting or time.monotonic() > until - ANSWER_SECONDS:
             return "end"
         now = time.time()
         actor.leave(

@@ -293,8 +293,8 @@ class ClusterSource:
     async def started(self, container: str) -> None:
         await self._questions.started(container)
 
-    async def terminate(self, actor: Actor, signal: int) -> str:
-        return await self._questions.terminate(actor, signal)
+    async def terminate(self, actor: Actor, signal: int, until: float) -> str:
+        return await self._questions.terminate(actor, signal, until)
 
     def gone(self, record: Record) -> None:
         member, wanted = record.member, record.wanted

@@ -103,7 +103,7 @@ class Wishes:
     async def started(self, container: str) -> None:
         """The agent started it itself."""
 
-    async def terminate(self, actor: Actor, signal: int) -> str:
+    async def terminate(self, actor: Actor, signal: int, until: float) -> str:
         return "end"
 
     def gone(self, record: Record) -> None:

@@ -1,0 +1,85 @@
+"""What the hook hears when a container is told to end, and what is remembered of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from kybernate_agent.actor import Actor
+from kybernate_agent.cluster.objects import Fate
+from kybernate_agent.cluster.questions import ANSWER_SECONDS, Questions
+from kybernate_agent.cluster.starter import KubeletStarter
+from kybernate_agent.config import AgentConfig, ClusterConfig
+from kybernate_agent.instance import Member, Phase, Pod, Record, Wanted
+from kybernate_agent.journal import Journal
+from kybernate_agent.services import Services
+
+from kybernate.store import FolderStore
+
+UID = "pod-uid-1"
+DELETED, EVICTED = Fate(True, False, 60), Fate(True, True, 60)
+
+
+def actor_in(folder: Path, phase: Phase) -> Actor:
+    config = AgentConfig(run_dir=str(folder / "run"), state_dir=str(folder))
+    services = Services(
+        config=config, journal=Journal(folder / "journal.db"), store=FolderStore(folder / "store", b"k" * 32, 0),
+        starter=KubeletStarter(config), changed=lambda name: None, criu_version="4.2", runc_version="1.1",
+        sys_resource=True,
+    )  # fmt: skip
+    wanted = Wanted(container="app", namespace="team")
+    member = Member(name="chat-0", uid="gi-uid", pod="chat-0", pod_uid=UID)
+    record = Record(id="team.chat-0", workload="chat", phase=phase, member=member, wanted=wanted, pod=Pod(uid=UID))
+    services.journal.settle(record)
+    return Actor(services, record, wanted)
+
+
+def questions(fate: Fate) -> Questions:
+    """About pods that are gone, of which it is known how they went: no API server is asked."""
+    source: Any = SimpleNamespace(gone_pods={UID: fate})
+    nobody: Any = None
+    return Questions(source, nobody, nobody, ClusterConfig(), nobody)
+
+
+def soon() -> float:
+    return time.monotonic() + 60
+
+
+@pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.SUSPENDED, Phase.PARKED])
+async def test_one_that_is_evicted_leaves_with_its_state(tmp_path: Path, phase: Phase) -> None:
+    actor = actor_in(tmp_path, phase)
+    assert await questions(EVICTED).terminate(actor, 15, soon()) == "park"
+    [known] = actor.services.journal.records()
+    assert known.leaving is not None
+    assert bool(known.wakes) == (phase == Phase.RUNNING)
+
+
+async def test_a_hook_that_knows_no_end_of_its_patience_is_answered_alike(tmp_path: Path) -> None:
+    assert await questions(EVICTED).terminate(actor_in(tmp_path, Phase.RUNNING), 15, math.inf) == "park"
+
+
+@pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.SUSPENDED, Phase.PARKED])
+async def test_one_that_was_told_to_end_meanwhile_is_not_parked_as_it_ends(tmp_path: Path, phase: Phase) -> None:
+    actor = actor_in(tmp_path, phase)
+    assert await questions(EVICTED).terminate(actor, 15, time.monotonic() + ANSWER_SECONDS / 2) == "end"
+    assert actor.record.leaving is None
+    assert not actor.record.wakes
+
+
+async def test_a_state_is_given_up_however_late_the_question_is_heard(tmp_path: Path) -> None:
+    actor = actor_in(tmp_path, Phase.PARKED)
+    assert await questions(DELETED).terminate(actor, 15, time.monotonic() - 5) == "end"
+    [known] = actor.services.journal.records()
+    assert known.given_up
+
+
+async def test_one_whose_object_is_deleted_hears_the_signal(tmp_path: Path) -> None:
+    """Its end waits for its container's: a signal that is kept from it would cost it its whole grace."""
+    actor = actor_in(tmp_path, Phase.RUNNING)
+    actor.deleting = True
+    assert await questions(EVICTED).terminate(actor, 15, soon()) == "end"
+    assert actor.record.leaving is None
