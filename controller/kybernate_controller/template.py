@@ -5,7 +5,9 @@
                   requests (what the managed container asked for, to be restored after a park); no others of the group
                   but those that a template may carry
     spec          runtimeClassName; the readiness gate kybernate.io/serving, where sleepers may have to leave a Service;
-                  required node affinity by the node's name, where state lies
+                  required node affinity by the node's name, where state lies; it tolerates a node that is silent for as
+                  long as that is: nothing is made elsewhere meanwhile, and a parked container comes back best in its
+                  own pod, whose writable layer is still there
 
 The hash is of the template's meaning, not of its bytes, so that a newer API server that writes it otherwise replaces
 nobody. What Kybernate adds is not part of it: it may change from one version to the next.
@@ -24,6 +26,8 @@ from kybernate.api.gpuworkload import GpuWorkloadObject
 
 HASH_LENGTH = 10
 OURS = f"{names.GROUP}/"
+SILENT = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+"""Taints of a node that does not answer. A pod that says nothing of them is evicted after five minutes."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ def pod(workload: GpuWorkloadObject, template: Template, name: str, node: str = 
         spec["readinessGates"] = [*gates, {"conditionType": names.SERVING}]
     if node:
         bind(spec, node)
+    stay(spec)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -131,6 +136,19 @@ def _requests(spec: dict[str, Any], container: str) -> dict[str, str]:
             amounts = (resources.get("limits") or {}) | (resources.get("requests") or {})
             return {name: str(amounts[name]) for name in ("cpu", "memory") if name in amounts}
     return {}
+
+
+def stay(spec: dict[str, Any]) -> None:
+    """Have the pod wait for a silent node, where the template does not say how long.
+
+    Source: kubernetes, plugin/pkg/admission/defaulttolerationseconds.
+    """
+    told = list(spec.get("tolerations") or ())
+    known = {one.get("key", "") for one in told if one.get("effect", "") in ("", "NoExecute")}
+    if "" not in known:
+        told += [{"key": key, "operator": "Exists", "effect": "NoExecute"} for key in SILENT if key not in known]
+    if told:
+        spec["tolerations"] = told
 
 
 def bind(spec: dict[str, Any], node: str) -> None:

@@ -73,6 +73,24 @@ def test_state_binds_every_alternative_of_an_affinity() -> None:
     assert terms == [{"matchFields": here}]
 
 
+def test_a_pod_waits_for_a_silent_node_unless_the_template_says_how_long() -> None:
+    def tolerations(*given: dict[str, Any]) -> list[dict[str, Any]]:
+        spec = {"containers": [CONTAINER], **({"tolerations": list(given)} if given else {})}
+        found: list[dict[str, Any]] = made(with_template({"spec": spec}))["spec"]["tolerations"]
+        return found
+
+    not_ready, unreachable = (
+        {"key": key, "operator": "Exists", "effect": "NoExecute"} for key in template.SILENT
+    )  # fmt: skip
+    own = not_ready | {"tolerationSeconds": 30}
+    other = {"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}
+    everything = {"operator": "Exists"}
+    assert tolerations() == [not_ready, unreachable]
+    assert tolerations(other) == [other, not_ready, unreachable]
+    assert tolerations(own) == [own, unreachable]
+    assert tolerations(everything) == [everything]
+
+
 def test_the_hash_is_of_the_meaning() -> None:
     one = with_template({"spec": {"containers": [CONTAINER], "a": 1, "b": 2}})
     same = with_template({"spec": {"b": 2, "a": 1, "containers": [dict(reversed(CONTAINER.items()))]}})
