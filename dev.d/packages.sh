@@ -50,8 +50,9 @@ missing_tests() {
     need libc6-dev - test -e /usr/include/stdio.h
 }
 
-# The peer that benchmarks measure against is built from its source.
+# The peer that benchmarks measure against is built from its source; curl is what they compare with, and call by.
 missing_bench() {
+    need curl - has curl
     need golang-go 1.24~ go_toolchain
 }
 
@@ -157,8 +158,10 @@ apt_install() {
     if [ -n "$removed" ] && [ "${KYBERNATE_MAY_REMOVE:-}" != yes ]; then
         die "this would remove $removed, so it was not done; KYBERNATE_MAY_REMOVE=yes ./dev setup allows it"
     fi
-    had_containerd=no
-    ! installed containerd || had_containerd=yes
+    fresh=
+    for package in containerd etcd-server; do
+        installed "$package" || fresh="$fresh $package"
+    done
     (
         trap release_services EXIT
         trap 'exit 130' INT
@@ -166,9 +169,16 @@ apt_install() {
         hold_services
         quietly apt_from "$1" "$2"
     ) || die "the installation failed"
-    if [ $had_containerd = no ] && installed containerd && has systemctl; then
-        say "leaves the service containerd off, at boot too"
-        quietly as_root systemctl disable containerd.service || say "systemctl could not switch it off at boot"
+    for package in $fresh; do
+        leave_off "$package" "${package%-server}"
+    done
+}
+
+# leave_off PACKAGE SERVICE: what came with a package just now does not start at boot either.
+leave_off() {
+    if installed "$1" && has systemctl; then
+        say "leaves the service $2 off, at boot too"
+        quietly as_root systemctl disable "$2.service" || say "systemctl could not switch it off at boot"
     fi
 }
 
