@@ -10,6 +10,7 @@ import msgspec
 from kybernate.api.gpuinstance import GpuInstance
 from kybernate.api.gpurestorejob import RestoreJobStatus, RestorePhase
 from kybernate.api.objects import Condition, Metadata, Object
+from kybernate_controller.objects import ObjectCondition
 
 TRY_SECONDS = 60.0
 """So long a restore that CRIU fails is tried again by the agent before the job gives up."""
@@ -33,7 +34,7 @@ class PodStatus(Object, kw_only=True):
     phase: str = ""
     reason: str = ""
     message: str = ""
-    conditions: list[Condition] = msgspec.field(default_factory=list)
+    conditions: list[ObjectCondition] = msgspec.field(default_factory=list)
     container_statuses: list[ContainerStatus] = msgspec.field(default_factory=list)
 
 

@@ -90,3 +90,9 @@ def test_what_may_pass_is_looked_at_again_in_time() -> None:
     found = progress(Seen(RestoreJobStatus(phase="Restoring"), decode(encode(pod()), Pod), made, NOW + 20))
     assert found.again_seconds is not None
     assert TRY_SECONDS - 20 < found.again_seconds < TRY_SECONDS
+
+
+def test_a_pods_conditions_may_lack_their_time() -> None:
+    """As those of other controllers' readiness gates do; a pod that cannot be read would stop every job."""
+    gate = {"type": "example.org/gate", "status": "True", "lastProbeTime": None, "lastTransitionTime": None}
+    assert decode(encode(pod(conditions=[gate])), Pod).status.conditions[0].status == "True"
