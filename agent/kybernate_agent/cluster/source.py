@@ -43,6 +43,7 @@ from kybernate_agent.cluster.orders import Orders
 from kybernate_agent.cluster.questions import Questions
 from kybernate_agent.config import ClusterConfig
 from kybernate_agent.instance import Member, Phase, Record, Wanted
+from kybernate_agent.journal import JournalError
 from kybernate_agent.keepers import Keeper
 from kybernate_agent.node import Node
 
@@ -125,7 +126,10 @@ class ClusterSource:
 
     def _on_instance(self, change: Change[GpuInstance]) -> None:
         if change.new is not None:
-            self.take(change.new)
+            try:
+                self.take(change.new)
+            except JournalError as error:  # a full disk: no reason to end, for what sleeps here can be woken
+                log.error("%s: is not taken up now: %s", change.key, error)
         elif change.old is not None:
             actor = self._of(change.old)
             if actor is not None:
