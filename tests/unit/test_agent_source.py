@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 from kybernate_agent.actor import Actor
 from kybernate_agent.cluster.source import ClusterSource
 from kybernate_agent.cluster.starter import KubeletStarter
 from kybernate_agent.config import AgentConfig, ClusterConfig
+from kybernate_agent.instance import Phase
 from kybernate_agent.journal import Journal
 from kybernate_agent.node import Node
 from kybernate_agent.services import Services
@@ -52,14 +54,33 @@ async def bed(tmp_path: Path) -> AsyncIterator[Bed]:
         await bed.node.close()
 
 
-def instance(**spec: Any) -> GpuInstance:
-    meta = Metadata(name="chat-0", namespace="team", uid="gi-1", generation=spec.get("start_anew", 0) + 1)
-    known = {"node_name": "n1", "pod": "chat-0", "pod_uid": "pod-1", "epoch": 1} | spec
-    return GpuInstance(
-        metadata=meta, spec=InstanceSpec(workload="chat", policy=InstancePolicy(container="app"), **known)
-    )
+def instance(pod: str = "pod-1", start_anew: int = 0) -> GpuInstance:
+    meta = Metadata(name="chat-0", namespace="team", uid="gi-1", generation=1 + start_anew)
+    spec = InstanceSpec(
+        node_name="n1", workload="chat", pod="chat-0", pod_uid=pod, epoch=1, start_anew=start_anew,
+        policy=InstancePolicy(container="app"),
+    )  # fmt: skip
+    return GpuInstance(metadata=meta, spec=spec)
 
 
 async def test_a_full_disk_does_not_end_the_one_who_hears_it(bed: Bed) -> None:
     bed.journal.close()  # whatever it is to write fails
     assert bed.hears(instance()) is None
+
+
+@pytest.mark.parametrize(
+    ("then", "given_up"),
+    [
+        (instance("pod-2"), False),
+        (instance("pod-1", start_anew=1), False),
+        (instance("pod-2", start_anew=1), True),
+    ],
+    ids=["its next pod", "its pod came back with it", "it began anew while this node was away"],
+)
+async def test_a_state_that_was_taken_for_lost_does_not_come_back(bed: Bed, then: GpuInstance, given_up: bool) -> None:
+    actor = bed.hears(instance())
+    assert actor is not None
+    actor.record.pod.uid = "pod-1"
+    actor.record.enter(Phase.PARKED, 0.0)
+    assert bed.hears(then) is actor
+    assert bool(actor.record.given_up) == given_up

@@ -200,10 +200,12 @@ class ClusterSource:
             self._node.services.changed(record.id)
         if record.member is not None and spec.start_anew > record.member.start_anew:
             record.member.start_anew = spec.start_anew
-            if record.phase == Phase.LOST or any(
-                c.type == "StateLost" and c.status == "True" for c in record.conditions
-            ):
+            lost = any(c.type == "StateLost" and c.status == "True" for c in record.conditions)
+            if record.phase == Phase.LOST or lost:
                 actor.begin_anew()
+            elif record.pod.uid not in ("", spec.pod_uid):
+                # Not lost here, but for others: this node was away, and the instance may have lived elsewhere since.
+                actor.give_up("it was taken for lost and began anew: what was kept here is of before")
         if names.ORDER in instance.metadata.annotations:
             self._begin(self._orders.carry_out(actor, instance))
 
