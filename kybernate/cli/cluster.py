@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import aiohttp
 import msgspec
 import yaml
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -307,8 +308,11 @@ class ClusterClient:
 
     async def _log_chunks(self, call: Request) -> AsyncGenerator[bytes, None]:
         async with self._client.stream(call, deadline_seconds=QUICK_SECONDS) as reader:
-            while data := await reader.readany():
-                yield data
+            try:
+                while data := await reader.readany():
+                    yield data
+            except (aiohttp.ClientError, OSError) as error:
+                raise self._client.unreachable(call, error) from error
 
     def exec_target(self, name: str, *, tty: bool = False) -> list[str]:
         """kubectl's argv to which a command is appended. The kubelet's exec wakes a sleeping instance by itself."""
