@@ -275,3 +275,13 @@ async def test_a_checkpoint_that_no_agent_will_answer_for_can_go(stage: Stage) -
     await stage.live("checkpoint", "warm", None)
     with pytest.raises(ApiNotFoundError):
         await stage.get(GPU_CHECKPOINTS, "warm")
+
+
+async def test_who_reads_or_edits_a_namespace_does_not_see_the_templates(stage: Stage) -> None:
+    """They hold the values of a pod's environment."""
+    roles = Resource("rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole", namespaced=False)
+    for name in ("view", "edit", "admin"):
+        role = await stage.client.get(roles, dict[str, Any], f"system:aggregate-to-{name}")
+        named = {each for rule in role["rules"] for each in rule["resources"]}
+        assert "pods" in named or name == "admin"
+        assert not named & {"podtemplates", "*"}
