@@ -70,11 +70,12 @@ def key_of(object: HasMetadata) -> Key:
 @dataclass(frozen=True)
 class Change(Generic[T]):
     """`old` is None for a new object, `new` for one that is gone. One that was deleted and made again under the same
-    name has two uids and comes as one change."""
+    name has two uids and comes as one change. `unseen`: it went while nobody followed, so `old` may not be its last."""
 
     key: Key
     old: T | None
     new: T | None
+    unseen: bool = False
 
 
 Subscriber = Callable[[Change[T]], None]
@@ -219,7 +220,7 @@ class Informer(Generic[T]):
             if held is None or _state(held) != _state(object):
                 self._put(object)
         for key in gone:
-            self._take(key)
+            self._take(key, unseen=True)
 
     def _put(self, object: T) -> None:
         key = key_of(object)
@@ -232,11 +233,11 @@ class Informer(Generic[T]):
                 self._indexes[name][at][key] = object
         self._tell(Change(key, old, object))
 
-    def _take(self, key: Key) -> None:
+    def _take(self, key: Key, unseen: bool = False) -> None:
         old = self._objects.pop(key, None)
         if old is not None:
             self._unindex(key, old)
-            self._tell(Change(key, old, None))
+            self._tell(Change(key, old, None, unseen))
 
     def _unindex(self, key: Key, object: T) -> None:
         for name, indexer in self._indexers.items():

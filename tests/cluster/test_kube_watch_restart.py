@@ -63,6 +63,10 @@ async def test_a_compacted_history_is_listed_anew(bed: KubeBed) -> None:
         await bed.proxy.listen()
         await until(lambda: told.state == {"a": "2"}, "the truth after the compaction")
         assert informer.watch.restarts == 2
+        await bed.drop("a")
+        await until(lambda: not told.state, "the end of what is followed")
+        gone = {change.key.name: change.unseen for change in told.changes if change.new is None}
+        assert gone == {"gone": True, "a": False}  # of the first nobody knows what it was at its end
 
 
 async def test_an_etcd_that_was_set_back_is_noticed(bed: KubeBed) -> None:

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 from kybernate_agent.actor import Actor
+from kybernate_agent.cluster.objects import Fate, Pod
 from kybernate_agent.cluster.source import ClusterSource
 from kybernate_agent.cluster.starter import KubeletStarter
 from kybernate_agent.config import AgentConfig, ClusterConfig
@@ -17,8 +19,9 @@ from kybernate_agent.journal import Journal
 from kybernate_agent.node import Node
 from kybernate_agent.services import Services
 
+from kybernate.api import names
 from kybernate.api.gpuinstance import GpuInstance, InstancePolicy, InstanceSpec
-from kybernate.api.objects import Metadata
+from kybernate.api.objects import Metadata, decode
 from kybernate.kube.cache import Change, key_of
 from kybernate.store import FolderStore
 
@@ -84,3 +87,29 @@ async def test_a_state_that_was_taken_for_lost_does_not_come_back(bed: Bed, then
     actor.record.enter(Phase.PARKED, 0.0)
     assert bed.hears(then) is actor
     assert bool(actor.record.given_up) == given_up
+
+
+def pod(*, going: bool = False, evicted: bool = False) -> Pod:
+    meta: dict[str, Any] = {"name": "chat-0", "namespace": "team", "uid": "pod-1"}
+    meta["annotations"] = {names.CONTAINERS: "app"}
+    if going:
+        meta["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    conditions = [{"type": "DisruptionTarget", "status": "True"}] if evicted else []
+    found = {"metadata": meta, "spec": {"runtimeClassName": "kybernate"}, "status": {"conditions": conditions}}
+    return decode(msgspec.json.encode(found), Pod)
+
+
+GONE = [
+    ("forced away", pod(), False, Fate(True, False, 0.0)),
+    ("deleted", pod(going=True), False, Fate(True, False, 0.0)),
+    ("evicted", pod(going=True, evicted=True), False, Fate(True, True, 0.0)),
+    ("nobody saw the end, but that it was deleted", pod(going=True), True, Fate(True, False, 0.0)),
+    ("nobody saw the end, but that it was evicted", pod(evicted=True), True, Fate(True, True, 0.0)),
+    ("nobody saw how it went: perhaps it was evicted", pod(), True, None),
+]
+
+
+@pytest.mark.parametrize(("name", "last", "unseen", "fate"), GONE, ids=[case[0] for case in GONE])
+async def test_how_a_pod_went(bed: Bed, name: str, last: Pod, unseen: bool, fate: Fate | None) -> None:
+    bed.source._on_pod(Change(key_of(last), last, None, unseen))
+    assert bed.source.gone_pods == {"pod-1": fate}

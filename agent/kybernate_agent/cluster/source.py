@@ -68,7 +68,7 @@ class ClusterSource:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self.next_happening = asyncio.Event()
-        self.gone_pods: dict[str, Fate] = {}
+        self.gone_pods: dict[str, Fate | None] = {}  # None: how it went nobody saw
         self._orders = Orders()
         self._questions = Questions(self, node, client, config, digest_of)
 
@@ -138,7 +138,9 @@ class ClusterSource:
 
     def _on_pod(self, change: Change[Pod]) -> None:
         if change.new is None and change.old is not None and is_managed(change.old):
-            self.gone_pods[change.old.metadata.uid] = Fate(True, fate_of(change.old).evicted, 0.0)
+            fate = fate_of(change.old)
+            seen = fate.deleted or fate.evicted or not change.unseen
+            self.gone_pods[change.old.metadata.uid] = Fate(True, fate.evicted, 0.0) if seen else None
             for actor in self._node.actors.values():
                 if actor.record.pod.uid == change.old.metadata.uid:
                     actor.pod_goes.set()
