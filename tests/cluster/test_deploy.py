@@ -289,12 +289,16 @@ MAY_NOT = {
         ("get", "gpuworkloads.kybernate.io"), ("delete", "gpuinstances.kybernate.io"),
         ("update", "gpuinstances.kybernate.io"), ("delete", "gpunodes.kybernate.io"), ("get", "serviceaccounts"),
         ("create", "serviceaccounts/token"), ("impersonate", "users"), ("get", "leases.coordination.k8s.io"),
+        ("create", "gpucheckpoints.kybernate.io"), ("delete", "gpucheckpoints.kybernate.io"),
+        ("get", "podtemplates"), ("get", "gpurestorejobs.kybernate.io"),
     ],
     "kybernate-controller": [
         ("get", "secrets"), ("get", "configmaps"), ("patch", "nodes"), ("create", "pods/exec"),
         ("patch", "gpuworkloads.kybernate.io"), ("delete", "gpuworkloads.kybernate.io"),
         ("patch", "gpuinstances/status.kybernate.io"), ("create", "serviceaccounts/token"), ("impersonate", "users"),
-        ("create", "clusterroles.rbac.authorization.k8s.io"),
+        ("create", "clusterroles.rbac.authorization.k8s.io"), ("delete", "gpucheckpoints.kybernate.io"),
+        ("list", "podtemplates"), ("patch", "podtemplates"), ("delete", "podtemplates"),
+        ("patch", "gpurestorejobs.kybernate.io"),
     ],
 }  # fmt: skip
 
