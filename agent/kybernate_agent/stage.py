@@ -49,8 +49,9 @@ class Stage:
                 self.record.id, self.verb.value, name, self.record.epoch if epoch is None else epoch, **detail
             )
         except JournalError as error:
-            # A full disk must not keep anybody from waking: what lives is the truth, with or without its row.
-            if self.verb != Verb.RESUME:
+            # A full disk must not keep anybody from waking, nor from ending, which is what frees it: what lives is the
+            # truth, with or without its row.
+            if self.verb not in (Verb.RESUME, Verb.LEAVE, Verb.END):
                 raise
             log.error("%s: %s", self.record.id, error)
 

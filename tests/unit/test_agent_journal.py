@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from kybernate_agent.instance import Condition, Phase, Record, Transition, Verb
-from kybernate_agent.journal import Journal
+from kybernate_agent.journal import Journal, JournalError
 from kybernate_agent.stage import Stage
 
 
@@ -73,3 +74,16 @@ def test_a_condition_that_says_the_same_is_no_news() -> None:
     assert record.set_condition(said)
     assert not record.set_condition(Condition(type="NotParkable", status="True", reason="IoUring", message="x", at=9.0))
     assert record.conditions == [said]
+
+
+@pytest.mark.parametrize("verb", list(Verb))
+async def test_a_full_disk_keeps_nobody_from_waking_or_ending(tmp_path: Path, verb: Verb) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    record = Record(id="a-0", workload="a", phase=Phase.PARKED)
+    journal.close()  # whatever is to be written fails
+    stage = Stage(journal, record, verb, "it is time")
+    if verb in (Verb.RESUME, Verb.LEAVE, Verb.END):
+        stage.step("done all the same")
+    else:
+        with pytest.raises(JournalError):
+            stage.step("not done")
