@@ -86,10 +86,10 @@ async def rescue(actor: Actor, stage: Stage) -> None:
     if was_awake:
         actor.wake_wanted = actor.wake_wanted or "its keeper died while it was awake"
     if actor.services.starter.kubelet:
+        actor.rescued.set()  # nothing lives any more, whatever the images are: containerd may clean up
         if not await asyncio.to_thread(_has_images, actor):
             raise StateLostError(f"{record.id}: its keeper died, and no verified images of epoch {record.epoch} exist")
         record.wakes = actor.wake_wanted
-        actor.rescued.set()
         return
     stage.step("recreate", epoch=record.epoch, awake=was_awake)
     if not await asyncio.to_thread(_has_images, actor):
