@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from agent_in_cluster import Instance, eventually, instance, make_instance, processes_of
+from agent_in_cluster import Instance, app_pod, eventually, instance, make_instance, processes_of
 from checkpoint_bed import DATA, KEEPING, Bed, open_bed
 from cluster_bed import ClusterBed
 
@@ -176,6 +176,54 @@ def test_slips_are_told_and_touch_nobody(bed: Bed) -> None:
         assert bed.copies() == [bed.phase("gck", "slip-0-copy", "Ready")["manifest"].split("@")[0]]
         bed.restore("late", "short", "slip-1")
         assert "is Expired" in bed.phase("grj", "late", "Failed")["message"]
+
+
+def test_a_dump_that_comes_to_nothing_leaves_it_as_it_was(bed: Bed) -> None:
+    with instance(bed.cluster, "dumped-0") as one:
+        connection = http.client.HTTPConnection(one.ip, 8080, timeout=60)
+        connection.request("GET", "/")
+        before = connection.getresponse().read().split()
+        over = threading.Event()
+
+        def killing() -> None:
+            """CRIU, again and again, in the node's own pid namespace."""
+            while not over.is_set():
+                bed.cluster.node.run(["sh", "-c", "for i in $(seq 200); do pkill -KILL -x criu; done; true"])
+
+        killer = threading.Thread(target=killing)
+        killer.start()
+        try:
+            bed.checkpoint("dumped-0-copy")
+            status = bed.phase("gck", "dumped-0-copy", "Ready", "Failed")
+        finally:
+            over.set()
+            killer.join()
+        assert status["phase"] == "Failed", status
+        assert status["conditions"][0]["message"]
+        connection.request("GET", "/")
+        after = connection.getresponse().read().split()
+        connection.close()
+        assert (int(after[0]), after[1]) == (int(before[0]) + 1, before[1])
+        assert one.status["state"] == "Running"
+        assert bed.copies() == []
+        bed.copied("again", source={"instance": "dumped-0"})
+        assert one.ask().count == int(after[0]) + 1
+
+
+def test_an_agent_that_is_told_to_end_in_the_midst_leaves_it_awake(bed: Bed) -> None:
+    made = app_pod("upgraded-0")["spec"]["containers"][0]["env"]
+    large = {"container": {"env": [*made, {"name": "MIB", "value": "128"}]}}
+    with instance(bed.cluster, "upgraded-0", pod_spec=large) as one:
+        before = one.ask()
+        bed.checkpoint("upgraded-0-copy")
+        eventually(bed.copies, 60, "it has begun")
+        bed.agent.stop()
+        bed.agent.start()
+        assert bed.phase("gck", "upgraded-0-copy", "Ready", "Failed")["phase"] == "Ready"
+        one.wait("Running")
+        after = one.ask()
+        assert (after.count, after.born) == (before.count + 1, before.born)
+        assert len(bed.copies()) == 1
 
 
 def test_one_that_cannot_be_copied_goes_on_and_holds_up_nobody(bed: Bed) -> None:
