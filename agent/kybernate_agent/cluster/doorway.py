@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 SANDBOX_NAMESPACE = "io.kubernetes.cri.sandbox-namespace"
 SANDBOX_NAME = "io.kubernetes.cri.sandbox-name"
 IMAGE_NAME = "io.kubernetes.cri.image-name"
+_coming: set[str] = set()
+"""Instances whose files are being put back. One at a time: a kubelet that has given a creation up tries again, and two
+would fill the same volumes."""
 
 
 def image_of(message: Mapping[str, Any]) -> str:
@@ -36,6 +39,8 @@ async def ask(actor: Actor | None, message: Mapping[str, Any]) -> Answer:
         return admit(Case(named=False))
     if actor.busy not in (None, Verb.PROVE, Verb.RESET):
         return Answer(Action.WAIT, f"{actor.record.id}: {actor.busy} is under way")
+    if actor.record.id in _coming:
+        return Answer(Action.WAIT, f"{actor.record.id}: its files are still put into a container of before")
     answer = admit(await _case(actor, str(message.get("pod_uid", ""))))
     if answer.action == Action.LOSE:
         wake.lost(actor, StateLostError(f"{actor.record.id}: {answer.why}."))
@@ -90,18 +95,41 @@ def _ended(actor: Actor) -> bool:
 
 async def open(actor: Actor, message: Mapping[str, Any], action: Action) -> dict[str, Any]:
     """It may come in. Files go over before a restore. Raises KybernateErrors: then it is refused, and comes again."""
-    record = actor.record
+    record, pod_uid = actor.record, str(message.get("pod_uid", ""))
     if action == Action.RESTORE:
-        try:
-            await life.carry_layer(actor, Path(str(message.get("bundle", ""))))
-        except (RefusedError, StateLostError) as error:
-            # Another image, other mounts, fewer rights: nothing is deleted, and a pod as it was before can have it.
-            _say_lost(actor, error)
-            raise
+        await _put_files(actor, Path(str(message.get("bundle", ""))))
+    if not _holds(actor, pod_uid, action):
+        raise RefusedError(f"{record.id}: it is {record.phase.value} now; its container is asked for again")
+    if action == Action.RESTORE:
         record.clear_condition("StateLost")
     notes = message.get("annotations") or {}
     actor.reconfigure(msgspec.structs.replace(actor.wanted, image=str(notes.get(IMAGE_NAME, actor.wanted.image))))
-    record.pod.uid = str(message.get("pod_uid", ""))
+    record.pod.uid = pod_uid
     actor.services.journal.save(record)
     log.info("%s: container %s: %s", record.id, message.get("container"), action.value)
     return {"action": action.value}
+
+
+async def _put_files(actor: Actor, bundle: Path) -> None:
+    name = actor.record.id
+    if name in _coming:
+        raise RefusedError(f"{name}: its files are still put into a container of before")
+    _coming.add(name)
+    try:
+        await life.carry_layer(actor, bundle)
+    except (RefusedError, StateLostError) as error:
+        # Another image, other mounts, fewer rights: nothing is deleted, and a pod as it was before can have it.
+        _say_lost(actor, error)
+        raise
+    finally:
+        _coming.discard(name)
+
+
+def _holds(actor: Actor, pod_uid: str, action: Action) -> bool:
+    """Whether the answer is still true after all that was waited for."""
+    record, member = actor.record, actor.record.member
+    if actor.deleting or member is None or member.pod_uid != pod_uid:
+        return False
+    if action == Action.RESTORE:
+        return record.phase == Phase.PARKED and not record.given_up
+    return record.phase in (Phase.PENDING, Phase.BACKOFF)

@@ -1,0 +1,122 @@
+"""A container that is let in: its files first, one container at a time, and only while what was answered is true."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kybernate_agent import life
+from kybernate_agent.actor import Actor
+from kybernate_agent.cluster import doorway
+from kybernate_agent.cluster.admission import Action
+from kybernate_agent.cluster.starter import KubeletStarter
+from kybernate_agent.config import AgentConfig
+from kybernate_agent.instance import Member, Phase, Pod, Record, Wanted
+from kybernate_agent.journal import Journal
+from kybernate_agent.services import Services
+
+from kybernate.errors import RefusedError
+from kybernate.store import FolderStore
+
+UID = "pod-uid-1"
+MESSAGE: dict[str, Any] = {"pod_uid": UID, "container": "c2", "name": "app", "bundle": "/nowhere", "annotations": {}}
+
+
+class Carrying:
+    """Stands for the copying of files: it lasts until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.end = asyncio.Event()
+        self.times = 0
+
+    async def __call__(self, actor: Actor, bundle: Path) -> None:
+        self.times += 1
+        self.begun.set()
+        await self.end.wait()
+
+
+@pytest.fixture
+def carrying(monkeypatch: pytest.MonkeyPatch) -> Carrying:
+    carrying = Carrying()
+    monkeypatch.setattr(life, "carry_layer", carrying)
+    return carrying
+
+
+def actor_in(folder: Path, phase: Phase = Phase.PARKED) -> Actor:
+    config = AgentConfig(run_dir=str(folder / "run"), state_dir=str(folder))
+    store = FolderStore(folder / "store", b"k" * 32, 0)
+    services = Services(
+        config=config, journal=Journal(folder / "journal.db"), store=store, starter=KubeletStarter(config),
+        changed=lambda name: None, criu_version="4.2", runc_version="1.1", sys_resource=True,
+    )  # fmt: skip
+    staging = store.stage("team.chat-0", 1, 0)
+    (staging.images / "pages-1.img").write_bytes(b"state")
+    store.commit(staging, {})
+    wanted = Wanted(container="app", namespace="team")
+    member = Member(name="chat-0", uid="gi-uid", pod="chat-0", pod_uid=UID)
+    record = Record(
+        id="team.chat-0", workload="chat", phase=phase, epoch=1, member=member, wanted=wanted,
+        pod=Pod(uid=UID, container="c1", upper=str(folder)),
+    )  # fmt: skip
+    services.journal.settle(record)
+    return Actor(services, record, wanted)
+
+
+async def test_files_go_into_one_container_at_a_time(tmp_path: Path, carrying: Carrying) -> None:
+    actor = actor_in(tmp_path)
+    assert (await doorway.ask(actor, MESSAGE)).action == Action.RESTORE
+    first = asyncio.create_task(doorway.open(actor, MESSAGE, Action.RESTORE))
+    await carrying.begun.wait()
+    assert (await doorway.ask(actor, MESSAGE)).action == Action.WAIT
+    with pytest.raises(RefusedError):  # one whose answer was given just before
+        await doorway.open(actor, MESSAGE, Action.RESTORE)
+    carrying.end.set()
+    assert await first == {"action": "restore"}
+    assert carrying.times == 1
+    assert (await doorway.ask(actor, MESSAGE)).action == Action.RESTORE
+
+
+def deleted(actor: Actor) -> None:
+    actor.deleting = True
+
+
+def given_up(actor: Actor) -> None:
+    actor.give_up("its pod was deleted")
+
+
+def discarded(actor: Actor) -> None:
+    actor.record.enter(Phase.PENDING, 0.0)
+
+
+def another_pods(actor: Actor) -> None:
+    assert actor.record.member is not None
+    actor.record.member.pod_uid = "pod-uid-2"
+
+
+@pytest.mark.parametrize("what", [deleted, given_up, discarded, another_pods], ids=lambda what: what.__name__)
+async def test_what_is_not_true_any_more_is_not_answered(
+    tmp_path: Path, carrying: Carrying, what: Callable[[Actor], None]
+) -> None:
+    actor = actor_in(tmp_path)
+    coming = asyncio.create_task(doorway.open(actor, MESSAGE, Action.RESTORE))
+    await carrying.begun.wait()
+    what(actor)
+    carrying.end.set()
+    with pytest.raises(RefusedError, match="asked for again"):
+        await coming
+    assert not any(c.type == "StateLost" for c in actor.record.conditions)
+
+
+@pytest.mark.parametrize("phase", [Phase.PENDING, Phase.BACKOFF])
+async def test_a_beginning_is_answered(tmp_path: Path, phase: Phase) -> None:
+    assert await doorway.open(actor_in(tmp_path, phase), MESSAGE, Action.START) == {"action": "start"}
+
+
+@pytest.mark.parametrize("phase", [Phase.PARKED, Phase.SUSPENDED, Phase.RUNNING, Phase.LOST])
+async def test_a_state_that_came_meanwhile_is_no_beginning(tmp_path: Path, phase: Phase) -> None:
+    with pytest.raises(RefusedError, match="asked for again"):
+        await doorway.open(actor_in(tmp_path, phase), MESSAGE, Action.START)
