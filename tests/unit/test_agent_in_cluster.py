@@ -86,6 +86,7 @@ DEPARTURE: list[tuple[str, Phase, Fate | None, dict[str, Any], Any]] = [
     ("evicted parked", P, EVICTED, {}, PARK),
     ("evicted, state dies with the pod", P, EVICTED, {"annotated": True}, "given up"),
     ("evicted, not deleted yet", R, Fate(False, True, 60), {}, replace(PARK, drain_seconds=20)),
+    ("evicted, and gone already", R, Fate(True, True, 0), {}, replace(PARK, seconds=5)),
     ("the kubelet starts it again", R, RESTARTED, {}, END),
     ("the kubelet starts a sleeper again", P, RESTARTED, {}, PARK),
     ("nobody knows", S, None, {}, replace(PARK, seconds=20)),

@@ -14,6 +14,8 @@ from kybernate_agent.instance import Phase
 DRAIN_SHARE = 1 / 3
 """Of the grace period, at most: the rest is for the dump."""
 TRY_SHARE = 2 / 3
+LEAST_SECONDS = 5.0
+"""In which it is tried all the same where nothing is left of the grace: a pod that is forced away, or gone."""
 UNKNOWN_GRACE_SECONDS = 30.0
 """Kubernetes' own default."""
 
@@ -41,4 +43,4 @@ def depart(phase: Phase, fate: Fate | None, *, annotated: bool, wake_to_end: boo
         return Departure()  # the kubelet starts it again by itself: a liveness probe failed, or its sandbox is gone
     grace = fate.grace_seconds if fate else UNKNOWN_GRACE_SECONDS
     drain = min(drain_timeout, grace * DRAIN_SHARE) if awake else 0.0
-    return Departure(park=True, drain_seconds=drain, seconds=grace * TRY_SHARE)
+    return Departure(park=True, drain_seconds=drain, seconds=max(LEAST_SECONDS, grace * TRY_SHARE))
