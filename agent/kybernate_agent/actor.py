@@ -293,6 +293,7 @@ class Actor:
         """containerd told its container to end, and it is to be parked or woken before that."""
         if self.record.leaving is None:
             self.record.leaving = leaving
+            self.not_before.pop(Verb.SUSPEND, None)
             if self.record.phase == Phase.RUNNING and not leaving.wake:
                 self.record.wakes = "it was awake when its pod went"
             self._save()

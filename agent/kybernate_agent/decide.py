@@ -94,7 +94,7 @@ def _leaving(view: View, leaving: Leaving, now: float) -> Decision:
         if view.phase == Phase.RUNNING or leaving.failed:
             return Decision(Verb.LEAVE, "awake, it is told to end")
         return Decision(Verb.RESUME, "it is to end gracefully")
-    if view.phase == Phase.PARKED or leaving.failed:
+    if view.phase == Phase.PARKED or leaving.failed or (view.phase == Phase.RUNNING and now >= leaving.until):
         return Decision(Verb.LEAVE, "its pod goes")
     if view.phase == Phase.SUSPENDED and leaving.again:
         return Decision(Verb.RESUME, "it has to run before it can be parked")
@@ -103,7 +103,7 @@ def _leaving(view: View, leaving: Leaving, now: float) -> Decision:
     until = leaving.at + leaving.drain
     if _in_flight(view, now) and now < until:
         return Decision(next_verb=Verb.SUSPEND, next_at=until, ask_at=min(until, now + 0.1))
-    return Decision(Verb.SUSPEND, "its pod goes, its state stays")
+    return _now_or_later(view, Verb.SUSPEND, "its pod goes, its state stays", now)
 
 
 def _in_flight(view: View, now: float) -> bool:

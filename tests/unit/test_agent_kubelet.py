@@ -95,6 +95,13 @@ def test_a_dump_that_came_to_nothing_is_tried_again_only_for_a_reason_that_passe
     assert decide(view(R, leaving=leaving(failed=True)), NOW).verb == Verb.LEAVE
 
 
+def test_one_that_cannot_be_suspended_is_told_in_time() -> None:
+    paused = view(R, leaving=leaving(), not_before={Verb.SUSPEND: NOW + 1})
+    assert decide(paused, NOW).verb is None
+    assert decide(paused, NOW).ask_at == NOW + 1
+    assert decide(view(R, leaving=leaving(until=NOW)), NOW).verb == Verb.LEAVE
+
+
 def test_one_that_is_to_end_gracefully_is_woken_first() -> None:
     assert decide(view(P, leaving=leaving(wake=True), given_up=True), NOW).verb == Verb.RESUME
     assert decide(view(R, leaving=leaving(wake=True), given_up=True), NOW).verb == Verb.LEAVE
