@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from kybernate.api import names
 from kybernate.api.gpuworkload import GpuWorkloadObject
 from kybernate_controller.objects import AWAKE, NVME, RAM, STATE_LOST, Instance, Meta, Node, Pod, controller_of
 
@@ -121,8 +122,8 @@ def replicas_of(snapshot: Snapshot) -> dict[int, Replica]:
         if (replica := _at(found, snapshot.name, pod.metadata.name)) is None:
             continue
         owner = controller_of(pod.metadata)
-        if owner is not None and owner.uid != uid:
-            replica.taken = f"a pod of the {owner.kind} {owner.name}"
+        if (owner is not None and owner.uid != uid) or pod.metadata.labels.get(names.WORKLOAD) != snapshot.name:
+            replica.taken = f"a pod of the {owner.kind} {owner.name}" if owner else "a pod that is nobody's"
             continue
         replica.pod, replica.orphan = pod, owner is None
         replica.ending = _asked(pod.metadata, snapshot.ended)

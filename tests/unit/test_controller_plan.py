@@ -10,6 +10,8 @@ from controller_objects import NOW, STRANGER, Case, gi, gw, node, planned, pod, 
 from kybernate_controller import actions, template
 from kybernate_controller.replica import Findings
 
+from kybernate.api import names
+
 TWO = gw(replicas=2)
 NEW = gw(image="two")
 NEW2 = gw(image="two", replicas=2)
@@ -183,6 +185,15 @@ CASES = [
 def test_next_step(case: Case) -> None:
     done = planned(case)
     assert [short(action) for action in done if not isinstance(action, actions.WriteStatus)] == case.then
+
+
+def test_an_orphan_that_is_labelled_anothers_is_left_alone() -> None:
+    """The API server, asked for our pods, would not name it: what is wanted of it would be wanted again and again."""
+    stray = pod(0, owner=None)
+    stray.metadata.labels = stray.metadata.labels | {names.WORKLOAD: "other"}
+    (said,) = planned(Case("stray", gw(), [stray]))
+    assert isinstance(said, actions.WriteStatus)
+    assert "a pod that is nobody's" in next(c.message for c in said.status.conditions if c.type == "Degraded")
 
 
 def test_names_of_cases_are_unique() -> None:
