@@ -332,7 +332,7 @@ def message_of(instance: GpuInstance) -> pb.Instance:
         name=instance.metadata.name,
         workload=spec.workload,
         namespace=instance.metadata.namespace,
-        state=status.state or "Waiting",
+        state="Ending" if instance.metadata.deletion_timestamp else status.state or "Waiting",
         tier=status.tier.replace("-", ""),
         since=_time(status.since),
         ram_bytes=status.ram_bytes,

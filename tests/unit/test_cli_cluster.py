@@ -9,7 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import msgspec
 import pytest
 
-from kybernate.cli.cluster import ClusterClient
+from kybernate.agentapi._pb import agent_pb2 as pb
+from kybernate.api.gpuinstance import GpuInstance, InstancePolicy, InstanceSpec, InstanceStatus
+from kybernate.api.objects import Metadata
+from kybernate.cli.cluster import ClusterClient, ClusterDeadlineError, message_of
+from kybernate.cli.commands.apply import FailedError, NotRunningError, _wait_until_running
 from kybernate.kube.credentials import Access, Credentials
 from kybernate.kube.errors import UnreachableError
 
@@ -63,3 +67,36 @@ def test_logs_that_break_off_are_shown_and_then_said(client: ClusterClient) -> N
     assert next(chunks).data == b"a line\n"
     with pytest.raises(UnreachableError, match="chat-0/log"):
         next(chunks)
+
+
+ADDED, MODIFIED, DELETED = pb.WatchEvent.ADDED, pb.WatchEvent.MODIFIED, pb.WatchEvent.DELETED
+
+
+class Told:
+    """A client that tells these changes, and then nothing within the deadline."""
+
+    def __init__(self, *changes: tuple[int, bool, str]) -> None:
+        self._changes = changes
+
+    def watch(self, name: str, *, deadline_seconds: float) -> Iterator[pb.WatchEvent]:
+        for kind, leaving, state in self._changes:
+            instance = GpuInstance(
+                metadata=Metadata(name=f"{name}-0", deletion_timestamp="2026-01-01T00:00:00Z" if leaving else None),
+                spec=InstanceSpec(policy=InstancePolicy(container="app")),
+                status=InstanceStatus(state=state),
+            )
+            yield pb.WatchEvent(type=kind, instance=message_of(instance))  # type: ignore[arg-type]
+        raise ClusterDeadlineError(what=name, seconds=deadline_seconds)
+
+
+def test_an_earlier_workloads_instance_is_not_waited_for() -> None:
+    """It sleeps still, while it is being deleted; then the new one comes."""
+    earlier = [(ADDED, True, "Parked"), (DELETED, True, "Parked")]
+    with pytest.raises(NotRunningError):
+        _wait_until_running(Told(*earlier), "chat", 1.0)  # type: ignore[arg-type]
+    _wait_until_running(Told(*earlier, (ADDED, False, ""), (MODIFIED, False, "Running")), "chat", 1.0)  # type: ignore[arg-type]
+
+
+def test_an_instance_that_is_deleted_meanwhile_is_a_failure() -> None:
+    with pytest.raises(FailedError):
+        _wait_until_running(Told((ADDED, False, ""), (DELETED, True, "")), "chat", 1.0)  # type: ignore[arg-type]

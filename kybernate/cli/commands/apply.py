@@ -92,10 +92,17 @@ def _read(name: str) -> list[tuple[str, str]]:
 
 
 def _wait_until_running(client: AgentClient | ClusterClient, workload: str, seconds: float) -> None:
-    """Follow the workload's instance until it runs, or sleeps again already."""
+    """Follow the workload's instance until it runs, or sleeps again already. Of an earlier workload of that name there
+    may be one that is on its way out: its end is no failure."""
+    leaving: set[str] = set()
     with Progress(f"waiting until {workload} runs"), contextlib.suppress(DeadlineError):
         for event in client.watch(workload, deadline_seconds=seconds):
-            state = event.instance.state
+            state, name = event.instance.state, event.instance.name
+            if event.type == event.ADDED and state == "Ending":
+                leaving.add(name)
+            elif event.type == event.DELETED and name in leaving:
+                leaving.discard(name)
+                continue
             if state in ("Running", "Suspending", "Suspended", "Parking", "Parked"):
                 return
             if state == "StateLost":
