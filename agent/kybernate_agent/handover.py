@@ -49,6 +49,9 @@ async def adopt(actor: Actor, stage: Stage) -> None:
         uid=offer.uid, sandbox=offer.sandbox, container=offer.container, netns=offer.netns, ip=offer.ip,
         upper=before.upper, held_ports=held, attempt=before.attempt + 1,
     )  # fmt: skip
+    if before.container != offer.container:  # at once: from here on it is this one that may be told to end
+        actor.pod_goes.clear()
+        record.leaving, record.given_up = None, ""
     actor.forget_keeper()
     try:
         await actor.adopt()
@@ -56,8 +59,6 @@ async def adopt(actor: Actor, stage: Stage) -> None:
         actor.offer = None  # it has ended already; another one comes
         raise
     actor.offer = None
-    actor.pod_goes.clear()
-    record.leaving, record.given_up = None, ""
     record.clear_condition("Degraded")
     await _take_as_it_is(actor)
 
@@ -132,7 +133,8 @@ async def leave(actor: Actor, stage: Stage) -> None:
             record.enter(Phase.RUNNING, time.time())
         if record.phase != Phase.PARKED:
             record.event("Warning", "StateGivenUp", "its pod goes, and it could not be parked", time.time())
-            await actor.traffic.release()
+            with contextlib.suppress(KybernateError):  # whatever its network says, it has to hear that it is to end
+                await actor.traffic.release()
         with contextlib.suppress(KybernateError):
             await actor.keeper.kill(leaving.signal)
     record.leaving = None

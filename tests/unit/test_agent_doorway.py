@@ -7,21 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cluster_actor
 import pytest
+from cluster_actor import UID
 from kybernate_agent import life
 from kybernate_agent.actor import Actor
 from kybernate_agent.cluster import doorway
 from kybernate_agent.cluster.admission import Action
-from kybernate_agent.cluster.starter import KubeletStarter
-from kybernate_agent.config import AgentConfig
-from kybernate_agent.instance import Member, Phase, Pod, Record, Wanted
-from kybernate_agent.journal import Journal
-from kybernate_agent.services import Services
+from kybernate_agent.instance import Phase, Pod
 
 from kybernate.errors import RefusedError
-from kybernate.store import FolderStore
 
-UID = "pod-uid-1"
 MESSAGE: dict[str, Any] = {"pod_uid": UID, "container": "c2", "name": "app", "bundle": "/nowhere", "annotations": {}}
 
 
@@ -47,23 +43,12 @@ def carrying(monkeypatch: pytest.MonkeyPatch) -> Carrying:
 
 
 def actor_in(folder: Path, phase: Phase = Phase.PARKED) -> Actor:
-    config = AgentConfig(run_dir=str(folder / "run"), state_dir=str(folder))
-    store = FolderStore(folder / "store", b"k" * 32, 0)
-    services = Services(
-        config=config, journal=Journal(folder / "journal.db"), store=store, starter=KubeletStarter(config),
-        changed=lambda name: None, criu_version="4.2", runc_version="1.1", sys_resource=True,
-    )  # fmt: skip
-    staging = store.stage("team.chat-0", 1, 0)
+    """With images of its epoch, and the layer of the container before."""
+    actor = cluster_actor.actor_in(folder, phase, epoch=1, pod=Pod(uid=UID, container="c1", upper=str(folder)))
+    staging = actor.services.store.stage("team.chat-0", 1, 0)
     (staging.images / "pages-1.img").write_bytes(b"state")
-    store.commit(staging, {})
-    wanted = Wanted(container="app", namespace="team")
-    member = Member(name="chat-0", uid="gi-uid", pod="chat-0", pod_uid=UID)
-    record = Record(
-        id="team.chat-0", workload="chat", phase=phase, epoch=1, member=member, wanted=wanted,
-        pod=Pod(uid=UID, container="c1", upper=str(folder)),
-    )  # fmt: skip
-    services.journal.settle(record)
-    return Actor(services, record, wanted)
+    actor.services.store.commit(staging, {})
+    return actor
 
 
 async def test_files_go_into_one_container_at_a_time(tmp_path: Path, carrying: Carrying) -> None:

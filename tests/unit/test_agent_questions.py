@@ -9,33 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kybernate_agent.actor import Actor
+from cluster_actor import UID, actor_in
 from kybernate_agent.cluster.objects import Fate
 from kybernate_agent.cluster.questions import ANSWER_SECONDS, Questions
-from kybernate_agent.cluster.starter import KubeletStarter
-from kybernate_agent.config import AgentConfig, ClusterConfig
-from kybernate_agent.instance import Member, Phase, Pod, Record, Wanted
-from kybernate_agent.journal import Journal
-from kybernate_agent.services import Services
+from kybernate_agent.config import ClusterConfig
+from kybernate_agent.instance import Phase
 
-from kybernate.store import FolderStore
-
-UID = "pod-uid-1"
 DELETED, EVICTED = Fate(True, False, 60), Fate(True, True, 60)
-
-
-def actor_in(folder: Path, phase: Phase) -> Actor:
-    config = AgentConfig(run_dir=str(folder / "run"), state_dir=str(folder))
-    services = Services(
-        config=config, journal=Journal(folder / "journal.db"), store=FolderStore(folder / "store", b"k" * 32, 0),
-        starter=KubeletStarter(config), changed=lambda name: None, criu_version="4.2", runc_version="1.1",
-        sys_resource=True,
-    )  # fmt: skip
-    wanted = Wanted(container="app", namespace="team")
-    member = Member(name="chat-0", uid="gi-uid", pod="chat-0", pod_uid=UID)
-    record = Record(id="team.chat-0", workload="chat", phase=phase, member=member, wanted=wanted, pod=Pod(uid=UID))
-    services.journal.settle(record)
-    return Actor(services, record, wanted)
 
 
 def questions(fate: Fate) -> Questions:

@@ -1,0 +1,81 @@
+"""A container that is taken over or goes, and what comes in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cluster_actor import UID, actor_in
+from kybernate_agent import handover
+from kybernate_agent.actor import Actor
+from kybernate_agent.instance import Leaving, Phase, Pod, Verb
+from kybernate_agent.keepers import KeeperState
+from kybernate_agent.stage import Stage
+
+LEAVING = Leaving(signal=15, at=0.0, drain=0.0)
+FIRST, NEXT = Pod(uid=UID, container="c1"), Pod(uid=UID, container="c2")
+
+
+def stage(actor: Actor, verb: Verb) -> Stage:
+    return Stage(actor.services.journal, actor.record, verb, "it is time")
+
+
+def taken_over(actor: Actor, monkeypatch: pytest.MonkeyPatch, told_to_end: bool) -> None:
+    """The keeper answers that it awaits its restore; meanwhile containerd may tell the container to end."""
+
+    async def adopt() -> None:
+        actor.last_keeper = KeeperState(state="awaiting-restore", container="c2", keeper_pid=1)
+        if told_to_end:
+            actor.leave(LEAVING)
+            actor.give_up("its pod was deleted")
+
+    async def hold(ports: list[int]) -> None:
+        assert ports == []
+
+    monkeypatch.setattr(actor, "adopt", adopt)
+    traffic: Any = SimpleNamespace(hold=hold)
+    actor._traffic = traffic
+
+
+async def test_what_was_of_the_container_before_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = actor_in(tmp_path, Phase.PARKED, leaving=LEAVING, given_up="of old")
+    taken_over(actor, monkeypatch, told_to_end=False)
+    actor.offer = NEXT
+    await handover.adopt(actor, stage(actor, Verb.ADOPT))
+    assert (actor.record.leaving, actor.record.given_up, actor.record.pod.container) == (None, "", "c2")
+
+
+async def test_a_signal_while_it_is_taken_over_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hook has been told that the agent sees to its end: nobody else will."""
+    actor = actor_in(tmp_path, Phase.PARKED)
+    taken_over(actor, monkeypatch, told_to_end=True)
+    actor.offer = NEXT
+    await handover.adopt(actor, stage(actor, Verb.ADOPT))
+    assert actor.record.leaving == LEAVING
+    assert actor.record.given_up
+
+
+async def test_one_that_is_taken_over_again_is_still_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = actor_in(tmp_path, Phase.PARKED, leaving=LEAVING, given_up="its pod was deleted")
+    taken_over(actor, monkeypatch, told_to_end=False)
+    actor.offer = FIRST
+    await handover.adopt(actor, stage(actor, Verb.ADOPT))
+    assert actor.record.leaving == LEAVING
+    assert actor.record.given_up
+
+
+async def test_one_that_cannot_be_parked_hears_the_signal_whatever_its_network_says(tmp_path: Path) -> None:
+    actor = actor_in(tmp_path, Phase.RUNNING, leaving=LEAVING)
+    heard: list[int] = []
+
+    async def kill(signal: int) -> None:
+        heard.append(signal)
+
+    keeper: Any = SimpleNamespace(kill=kill)
+    actor._keeper = keeper
+    assert not actor.has_traffic  # which it is to let go
+    await handover.leave(actor, stage(actor, Verb.LEAVE))
+    assert heard == [15]
+    assert actor.record.leaving is None
