@@ -334,7 +334,7 @@ class Actor:
         self.record.text = text
         if self.record.member:
             self.record.wanted = wanted
-        self.services.journal.save(self.record)
+        self._save()
         self.poke()
 
     async def delete(self) -> None:

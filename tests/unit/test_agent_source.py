@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,17 @@ def instance(pod: str = "pod-1", start_anew: int = 0) -> GpuInstance:
 async def test_a_full_disk_does_not_end_the_one_who_hears_it(bed: Bed) -> None:
     bed.journal.close()  # whatever it is to write fails
     assert bed.hears(instance()) is None
+
+
+async def test_a_change_that_cannot_be_written_down_counts(bed: Bed) -> None:
+    actor = bed.hears(instance())
+    assert actor is not None
+    bed.journal.close()
+    changed = instance("pod-2")
+    changed.spec.state = "Parked"
+    assert bed.hears(changed) is actor
+    assert actor.policy.down
+    await asyncio.wait_for(actor._poked.wait(), 10)
 
 
 @pytest.mark.parametrize(
