@@ -31,6 +31,20 @@ def test_every_kind_is_deployed() -> None:
     assert {f"{kind.plural}.yaml" for kind in crd.KINDS} == set(read(crd.FOLDER / "Kustomization")["resources"])
 
 
+def test_people_of_a_namespace_write_what_is_theirs_and_no_instance() -> None:
+    roles = list(yaml.safe_load_all((BASE / "users.yaml").read_text()))
+    writing = {"create", "update", "patch", "delete", "deletecollection"}
+    written = {
+        resource
+        for role in roles
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        if writing & set(rule["verbs"])
+    }
+    assert written == {"gpuworkloads", "gpucheckpoints", "gpurestorejobs", "gpuworkloads/scale"}
+    assert {group for role in roles for rule in role["rules"] for group in rule["apiGroups"]} == {names.GROUP}
+
+
 def test_the_runtime_class_is_the_handler_that_the_agent_knows() -> None:
     runtime_class = read(BASE / "runtimeclass.yaml")
     assert runtime_class["handler"] == runtime_class["metadata"]["name"] == names.RUNTIME_HANDLER
