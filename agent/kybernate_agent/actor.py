@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kybernate.errors import KybernateError, RefusedError, StateLostError
-from kybernate_agent import processes, sleep, verbs
+from kybernate_agent import life, processes, sleep, verbs
 from kybernate_agent.checkpoint import Copy
 from kybernate_agent.decide import Decision, decide
 from kybernate_agent.instance import Condition, Leaving, Phase, Pod, Policy, Record, Verb, Wanted
@@ -28,7 +28,7 @@ from kybernate_agent.probes import Entering
 from kybernate_agent.services import Services
 from kybernate_agent.stage import AbortedError, Stage
 from kybernate_agent.traffic.activity import Activity
-from kybernate_agent.traffic.pod import Mode, PodTraffic
+from kybernate_agent.traffic.pod import PodTraffic
 from kybernate_agent.traffic.sockdiag import own_ports
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class Actor:
         self.offer: Pod | None = None  # a container that the kubelet made and that is to be taken over
         self.pod_goes = asyncio.Event()  # its pod is being deleted
         self.grace_seconds = 30.0  # that its pod has for that
+        self.told_to_end = False  # its application has heard the signal
         self.down_since = 0.0
         self.container_ready = True  # as the kubelet said last
         self.entering = Entering()  # commands of the kubelet on their way in
@@ -174,24 +175,17 @@ class Actor:
             self.last_keeper = state
         if self.offer and self._keeper and self.offer.container == self._keeper.container:
             self.offer = None
-        self._restart_later()
+        if (told := life.end_of(self.last_keeper, time.time() - self._started_at)) is not None:
+            self._told_end(told)
         self._watch = None
         self._keeper = None
         self.poke()
 
-    def _restart_later(self) -> None:
-        """A container that keeps ending is started again after 10 s, 20 s, ... 5 min, as the kubelet does it.
-
-        A keeper that dies alone, its application living or parked, is no end of the container.
-        """
-        state = self.last_keeper
-        if state and (state.state == "parked" or processes.is_alive(state.init_pid, state.init_start)):
-            return
-        lived = time.time() - self._started_at
-        how = " ".join(f"{kind} {number}" for kind, number in state.exit.items()) if state else ""
-        told = f"its container ended after {lived:.0f} s with {how or 'an unknown status'}"
-        self.record.event("Warning", "ContainerEnded", told, time.time())
-        self._crashes = 0 if lived > CRASH_FORGOTTEN_SECONDS else self._crashes + 1
+    def _told_end(self, told: str) -> None:
+        """A container that keeps ending is started again after 10 s, 20 s, ... 5 min, as the kubelet does it."""
+        now = time.time()
+        self.record.event("Warning", "ContainerEnded", told, now)
+        self._crashes = 0 if now - self._started_at > CRASH_FORGOTTEN_SECONDS else self._crashes + 1
         if self._crashes > 1 and not self.services.starter.kubelet:
             for verb in (Verb.START, Verb.RESCUE):
                 self.back_off(verb, min(300.0, 10.0 * 2 ** (self._crashes - 2)))
@@ -309,15 +303,6 @@ class Actor:
         """That its state is lost is accepted."""
         self.give_up("that its state is lost was accepted: it begins anew")
 
-    async def _keep_callers_out(self) -> None:
-        """Ordered to stay asleep in memory: calls must not reach its sockets, they are refused."""
-        if self.record.phase == Phase.SUSPENDED and self._traffic is not None:
-            refused = self.policy.down
-            if refused and self._traffic.mode is Mode.WATCHING:
-                await self._traffic.hold(self.record.pod.held_ports)
-            elif not refused and self._traffic.mode is Mode.HOLDING and self.record.leaving is None:
-                await self._traffic.watch(self.record.pod.held_ports)
-
     def _refuse_down(self) -> None:
         if self.policy.down:
             raise RefusedError(f"{self.record.id}: spec.state is {self.policy.state}, so nothing wakes it")
@@ -365,7 +350,7 @@ class Actor:
             while self.record.phase != Phase.ENDED:
                 self._poked.clear()
                 now = time.time()
-                await self._keep_callers_out()
+                await sleep.keep_callers_out(self)
                 self.decision = decide(look(self, now), now)
                 if self.decision.verb is None:
                     await self._wait(self.decision.ask_at)

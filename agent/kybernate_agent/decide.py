@@ -46,7 +46,7 @@ def decide(view: View, now: float) -> Decision:
         return _leaving(view, view.leaving, now)
     if (overdue := _overdue(view, now)) is not None:
         return overdue
-    if view.copy_wanted and not view.wake_wanted:
+    if view.copy_wanted and not view.wake_wanted and not view.ending:
         return Decision(Verb.CHECKPOINT, "a checkpoint was asked for")
     if view.phase in (Phase.SUSPENDED, Phase.PARKED):
         return _asleep(view, now)
@@ -161,8 +161,11 @@ def _ask_by(decision: Decision, at: float | None) -> Decision:
 
 
 def _awake(view: View, now: float) -> Decision:
-    if view.unproven and now >= max(view.prove_at, view.not_before.get(Verb.PROVE, 0.0)):
+    prove_at = max(view.prove_at, view.not_before.get(Verb.PROVE, 0.0)) if view.unproven else None
+    if prove_at is not None and now >= prove_at:
         return Decision(Verb.PROVE, "it has lived since its restore")
+    if view.ending:  # frozen it could not do what it has to do at its end
+        return Decision(ask_at=prove_at)
     in_flight = _in_flight(view, now)
     if (since := _ordered_down_since(view)) is not None:
         until = since + view.policy.drain_timeout
@@ -170,7 +173,6 @@ def _awake(view: View, now: float) -> Decision:
             return _now_or_later(view, Verb.SUSPEND, "ordered", now)
         return Decision(next_verb=Verb.SUSPEND, next_at=until, ask_at=min(until, now + view.sample_seconds))
     ask = now + view.sample_seconds
-    prove_at = max(view.prove_at, view.not_before.get(Verb.PROVE, 0.0)) if view.unproven else None
     if prove_at is not None:
         ask = min(ask, prove_at)
     if view.policy.suspend_after is None or view.policy.up:

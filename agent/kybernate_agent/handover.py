@@ -51,6 +51,7 @@ async def adopt(actor: Actor, stage: Stage) -> None:
     )  # fmt: skip
     if before.container != offer.container:  # at once: from here on it is this one that may be told to end
         actor.pod_goes.clear()
+        actor.told_to_end = False
         record.leaving, record.given_up = None, ""
     actor.forget_keeper()
     try:
@@ -135,6 +136,7 @@ async def leave(actor: Actor, stage: Stage) -> None:
             record.event("Warning", "StateGivenUp", "its pod goes, and it could not be parked", time.time())
             with contextlib.suppress(KybernateError):  # whatever its network says, it has to hear that it is to end
                 await actor.traffic.release()
+        actor.told_to_end = True
         with contextlib.suppress(KybernateError):
             await actor.keeper.kill(leaving.signal)
     record.leaving = None

@@ -248,6 +248,7 @@ class View:
     offered: bool = False  # the kubelet has started one, and nobody has taken it over
     leaving: Leaving | None = None
     given_up: bool = False
+    ending: bool = False  # the application has been told to end, and is at it
     fenced: bool = False  # another pod is the instance now: this one must not wake
     anew: bool = False  # its state is lost, and it may begin anew
     down_since: float = 0.0  # when it was ordered to sleep for good

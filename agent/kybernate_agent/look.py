@@ -40,6 +40,7 @@ def look(actor: Actor, now: float) -> View:
         offered=actor.offer is not None,
         leaving=record.leaving,
         given_up=bool(record.given_up),
+        ending=actor.told_to_end or bool(record.given_up),
         fenced=bool(member and record.pod.uid and member.pod_uid not in ("", record.pod.uid)),
         anew=bool(record.given_up) or (actor.services.starter.kubelet and policy.anew_when_lost),
         down_since=actor.down_since,

@@ -12,6 +12,7 @@ from kybernate_agent import handover
 from kybernate_agent.actor import Actor
 from kybernate_agent.instance import Leaving, Phase, Pod, Verb
 from kybernate_agent.keepers import KeeperState
+from kybernate_agent.look import look
 from kybernate_agent.stage import Stage
 
 LEAVING = Leaving(signal=15, at=0.0, drain=0.0)
@@ -41,10 +42,12 @@ def taken_over(actor: Actor, monkeypatch: pytest.MonkeyPatch, told_to_end: bool)
 
 async def test_what_was_of_the_container_before_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     actor = actor_in(tmp_path, Phase.PARKED, leaving=LEAVING, given_up="of old")
+    actor.told_to_end = True
     taken_over(actor, monkeypatch, told_to_end=False)
     actor.offer = NEXT
     await handover.adopt(actor, stage(actor, Verb.ADOPT))
     assert (actor.record.leaving, actor.record.given_up, actor.record.pod.container) == (None, "", "c2")
+    assert not actor.told_to_end
 
 
 async def test_a_signal_while_it_is_taken_over_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,3 +82,4 @@ async def test_one_that_cannot_be_parked_hears_the_signal_whatever_its_network_s
     await handover.leave(actor, stage(actor, Verb.LEAVE))
     assert heard == [15]
     assert actor.record.leaving is None
+    assert look(actor, 0.0).ending

@@ -61,6 +61,12 @@ CASES = [
     Case("leaves from RAM", view(S, leaving=LEAVING), Verb.PARK),
     Case("calls do not wake it any more", view(S, leaving=LEAVING, wake_wanted=True), Verb.PARK),
     Case("leaves parked", view(P, leaving=LEAVING, wake_wanted=True), Verb.LEAVE),
+    # Told to end, it is at it.
+    Case("at its end it does not sleep, however idle", view(R, ending=True, last_activity=0, since=0), None),
+    Case("nor by an order", view(R, ending=True, order=Order(Verb.PARK, NOW)), None),
+    Case("nor for good", view(R, ending=True, policy=DOWN), None),
+    Case("nor is it copied", view(R, ending=True, copy_wanted=True), None),
+    Case("its images go in time", view(R, ending=True, unproven=True, prove_at=NOW), Verb.PROVE),
     # Ordered for good.
     Case("down: suspends", view(R, policy=DOWN), Verb.SUSPEND),
     Case("down: drains", view(R, policy=DOWN, in_flight_since=NOW - 1), None, Verb.SUSPEND),

@@ -14,6 +14,7 @@ from kybernate_agent.cluster.objects import Fate
 from kybernate_agent.cluster.questions import ANSWER_SECONDS, Questions
 from kybernate_agent.config import ClusterConfig
 from kybernate_agent.instance import Phase
+from kybernate_agent.look import look
 
 DELETED, EVICTED = Fate(True, False, 60), Fate(True, True, 60)
 
@@ -63,3 +64,10 @@ async def test_one_whose_object_is_deleted_hears_the_signal(tmp_path: Path) -> N
     actor.deleting = True
     assert await questions(EVICTED).terminate(actor, 15, soon()) == "end"
     assert actor.record.leaving is None
+
+
+@pytest.mark.parametrize(("fate", "ends"), [(DELETED, True), (Fate(False, False, 60), True), (EVICTED, False)])
+async def test_one_that_has_heard_the_signal_goes_to_sleep_no_more(tmp_path: Path, fate: Fate, ends: bool) -> None:
+    actor = actor_in(tmp_path, Phase.RUNNING)
+    await questions(fate).terminate(actor, 15, soon())
+    assert look(actor, time.time()).ending == ends

@@ -125,6 +125,12 @@ class Questions:
         actor.offered(pod_of(state))
 
     async def terminate(self, actor: Actor, signal: int, until: float) -> str:
+        answer = await self._terminate(actor, signal, until)
+        actor.told_to_end = answer == "end"
+        actor.poke()
+        return answer
+
+    async def _terminate(self, actor: Actor, signal: int, until: float) -> str:
         record, policy = actor.record, actor.policy
         annotated = record.member is not None and record.member.annotated
         fate = await self._fate(actor)
