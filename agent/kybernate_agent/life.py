@@ -59,6 +59,14 @@ async def start(actor: Actor, stage: Stage) -> None:
     await retire(actor)
 
 
+def end_of(state: KeeperState | None, lived: float) -> str | None:
+    """What to tell of a container whose keeper ended; None where that died alone, its application living or parked."""
+    if state and (state.state == "parked" or processes.is_alive(state.init_pid, state.init_start)):
+        return None
+    how = " ".join(f"{kind} {number}" for kind, number in state.exit.items()) if state else ""
+    return f"its container ended after {lived:.0f} s with {how or 'an unknown status'}"
+
+
 def start_failed(actor: Actor, error: KybernateError) -> None:
     failures = actor.failed(Verb.START)
     seconds = START_BACK_OFF_SECONDS[min(failures, len(START_BACK_OFF_SECONDS) - 1)]
