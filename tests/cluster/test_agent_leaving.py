@@ -128,6 +128,28 @@ def _condition(status: dict[str, object], type_: str) -> dict[str, str] | None:
     return next((c for c in conditions if c["type"] == type_), None)
 
 
+@pytest.mark.parametrize("on_terminate", ["Wake", "Drop"])
+def test_a_sleeper_that_is_deleted_is_woken_to_end_where_that_is_asked_for(
+    cluster_bed: ClusterBed, agent: NodeAgent, on_terminate: str
+) -> None:
+    name = f"bye-{on_terminate.lower()}-0"
+    folder = cluster_bed.cluster.folder / name
+    folder.mkdir()
+    words = "import atexit, runpy; atexit.register(lambda: open('/end/said', 'w').write('bye'))"
+    command = ["/usr/bin/python3", "-u", "-c", f"{words}; runpy.run_path('/apps/counting.py')"]
+    more = {
+        **GRACE,
+        "container": {"command": command},
+        "mounts": [{"name": "end", "mountPath": "/end"}],
+        "volumes": [{"name": "end", "hostPath": {"path": str(folder)}}],
+    }
+    with instance(cluster_bed, name, pod_spec=more, onTerminate=on_terminate) as one:
+        one.order("park")
+        cluster_bed.delete(f"pod/{name}", seconds=60)
+        assert (folder / "said").exists() == (on_terminate == "Wake")
+        one.wait("Waiting")
+
+
 def test_scaled_away_it_ends_and_leaves_nothing(cluster_bed: ClusterBed, agent: NodeAgent) -> None:
     node = cluster_bed.node
     for asleep in ("awake", "suspend", "park"):
