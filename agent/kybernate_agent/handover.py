@@ -100,6 +100,7 @@ async def discard(actor: Actor, stage: Stage) -> None:
     if actor.last_keeper is not None:
         await orphan.end(actor.last_keeper, actor.work)
     actor.rescued.set()
+    actor.orders.answer(RefusedError(f"{record.id}: its container ended"))
     await actor.close_traffic()
     if record.given_up:
         record.event("Warning", "StateGivenUp", record.given_up, time.time())

@@ -15,6 +15,8 @@ from kybernate_agent.keepers import KeeperState
 from kybernate_agent.look import look
 from kybernate_agent.stage import Stage
 
+from kybernate.errors import RefusedError
+
 LEAVING = Leaving(signal=15, at=0.0, drain=0.0)
 FIRST, NEXT = Pod(uid=UID, container="c1"), Pod(uid=UID, container="c2")
 
@@ -83,3 +85,12 @@ async def test_one_that_cannot_be_parked_hears_the_signal_whatever_its_network_s
     assert heard == [15]
     assert actor.record.leaving is None
     assert look(actor, 0.0).ending
+
+
+async def test_an_order_ends_with_the_container_that_it_was_for(tmp_path: Path) -> None:
+    """Else the next one would be put to sleep by it, whenever it comes."""
+    actor = actor_in(tmp_path, Phase.RUNNING)
+    done = actor.orders.give(Verb.SUSPEND)
+    await handover.discard(actor, stage(actor, Verb.DISCARD))
+    assert actor.orders.current is None
+    assert isinstance(done.exception(), RefusedError)
