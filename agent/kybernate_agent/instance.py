@@ -240,6 +240,7 @@ class View:
     keeper_alive: bool = True
     processes_alive: bool = True
     killed: bool = False  # its container was ended by a signal from outside, and the keeper said so
+    half_restored: bool = False  # its keeper died in the midst of a restore, and what that left is not ended yet
     unproven: bool = False
     prove_at: float = 0.0
     deleting: bool = False

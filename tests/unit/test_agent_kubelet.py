@@ -44,6 +44,8 @@ CASES = [
     Case("a dead keeper with processes", gone(R, processes_alive=True), Verb.RESCUE),
     Case("what is parked waits for its next container", gone(P), None),
     Case("also for calls", gone(P, wake_wanted=True), None),
+    Case("a keeper that died while it restored", gone(P, wake_wanted=True, half_restored=True), Verb.RESCUE),
+    Case("also for a state that was given up", gone(P, given_up=True, half_restored=True), Verb.DISCARD),
     Case("which are refused in time", gone(P, wake_wanted=True, held_since=NOW - 120), Verb.RESET),
     Case("ended while parked: the state stays", gone(P, killed=True), None),
     Case("given up: it goes", gone(P, killed=True, given_up=True), Verb.DISCARD),
