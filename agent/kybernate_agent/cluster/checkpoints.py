@@ -188,9 +188,15 @@ class Checkpoints:
             await asyncio.sleep(LOOK_SECONDS)  # its GpuInstance is on its way to us
 
     async def _leave(self, checkpoint: GpuCheckpoint) -> None:
-        uid = checkpoint.metadata.uid
-        if checkpoint.spec.deletion_policy == "Delete":
-            await asyncio.to_thread(self._node.services.store.forget, copies.name_of(checkpoint))
+        """However long the disk takes: the finalizer stays as long as the bytes do."""
+        uid, backoff = checkpoint.metadata.uid, Backoff(longest=LONGEST_PAUSE_SECONDS)
+        while checkpoint.spec.deletion_policy == "Delete":
+            try:
+                await asyncio.to_thread(self._node.services.store.forget, copies.name_of(checkpoint))
+                break
+            except (KybernateError, OSError) as error:
+                log.warning("checkpoint %s: its bytes stay for now: %s", copies.name_of(checkpoint), error)
+                await asyncio.sleep(backoff.next())
         await self._release(checkpoint)
         self._leaving.discard(uid)
 
