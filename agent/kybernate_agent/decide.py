@@ -77,10 +77,10 @@ def _without_keeper(view: View, now: float) -> Decision:
 
 def _gone(view: View, now: float) -> Decision:
     """The same where the kubelet makes the next container: what lives is made safe, what was a state is kept for it."""
-    if view.processes_alive:
-        return _now_or_later(view, Verb.RESCUE, "its keeper died", now)
     if view.given_up:
         return _now_or_later(view, Verb.DISCARD, "its state was given up", now)
+    if view.processes_alive:
+        return _now_or_later(view, Verb.RESCUE, "its keeper died", now)
     if view.half_restored:  # the kubelet's next container waits for it
         return _now_or_later(view, Verb.RESCUE, "its keeper died while it was restored", now)
     if view.phase == Phase.PARKED:

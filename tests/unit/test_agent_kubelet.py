@@ -42,6 +42,7 @@ CASES = [
     Case("also for what is parked", gone(P, offered=True), Verb.ADOPT),
     Case("a deletion beats it", gone(P, offered=True, deleting=True), Verb.END),
     Case("a dead keeper with processes", gone(R, processes_alive=True), Verb.RESCUE),
+    Case("but not one that was given up", gone(R, processes_alive=True, given_up=True), Verb.DISCARD),
     Case("what is parked waits for its next container", gone(P), None),
     Case("also for calls", gone(P, wake_wanted=True), None),
     Case("a keeper that died while it restored", gone(P, wake_wanted=True, half_restored=True), Verb.RESCUE),

@@ -124,3 +124,23 @@ GONE = [
 async def test_how_a_pod_went(bed: Bed, name: str, last: Pod, unseen: bool, fate: Fate | None) -> None:
     bed.source._on_pod(Change(key_of(last), last, None, unseen))
     assert bed.source.gone_pods == {"pod-1": fate}
+
+
+@pytest.mark.parametrize(
+    ("last", "phase", "given_up"),
+    [
+        (pod(going=True), Phase.RUNNING, True),
+        (pod(going=True), Phase.SUSPENDED, True),
+        (pod(going=True), Phase.PARKED, False),
+        (pod(going=True, evicted=True), Phase.RUNNING, False),
+        (pod(), Phase.RUNNING, False),
+    ],
+)
+async def test_who_lives_without_a_keeper_ends_with_its_pod(bed: Bed, last: Pod, phase: Phase, given_up: bool) -> None:
+    actor = bed.hears(instance())
+    assert actor is not None
+    actor.record.pod.uid = "pod-1"
+    actor.record.enter(phase, 0.0)
+    await bed.source._tell_probes(last)
+    assert bool(actor.record.given_up) == given_up
+    assert actor.pod_goes.is_set() == (last.metadata.deletion_timestamp is not None)

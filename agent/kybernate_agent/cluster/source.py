@@ -235,10 +235,16 @@ class ClusterSource:
 
     def _see(self, actor: Actor, pod: Pod) -> None:
         """What an instance's end and people need to know of its pod."""
-        actor.grace_seconds = fate_of(pod).grace_seconds
-        if actor.record.pod.uid == pod.metadata.uid:
-            actor.record.pod.ip = pod.status.pod_ip or actor.record.pod.ip
-            (actor.pod_goes.clear if pod.metadata.deletion_timestamp is None else actor.pod_goes.set)()
+        record, fate = actor.record, fate_of(pod)
+        actor.grace_seconds = fate.grace_seconds
+        if record.pod.uid == pod.metadata.uid:
+            record.pod.ip = pod.status.pod_ip or record.pod.ip
+            (actor.pod_goes.set if fate.deleted else actor.pod_goes.clear)()
+            annotated = record.member is not None and record.member.annotated
+            orphaned = record.phase in (Phase.RUNNING, Phase.SUSPENDED) and not actor.has_keeper
+            if orphaned and fate.deleted and (annotated or not fate.evicted) and not record.given_up:
+                # The kubelet takes its container for ended, so it will tell nobody to end.
+                actor.give_up("its pod was deleted: the next one begins anew")
 
     async def find_probes(self, actor: Actor, uid: str) -> None:
         """At a container's start; where the API server does not say, the informer will."""
