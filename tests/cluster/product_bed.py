@@ -81,6 +81,8 @@ class HesitantAgent(NodeAgent):
     def go_on(self) -> None:
         self.order_to_stop.unlink(missing_ok=True)
         self.kill_all(signal.SIGCONT)
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)  # nsenter(1) stops itself when its child does
 
     def kill_all(self, number: int) -> None:
         """Send it a signal and wait for nothing."""
