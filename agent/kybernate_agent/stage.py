@@ -10,6 +10,7 @@ arrives here. AbortedError says that nothing went wrong but the verb was not don
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from types import TracebackType
@@ -74,6 +75,8 @@ class Stage:
         self._close()
         outcome = "done" if error is None else "aborted" if isinstance(error, AbortedError) else "failed"
         message = self.reason if error is None else str(error) or type(error).__name__
+        if isinstance(error, asyncio.CancelledError):
+            message = "an end came first: the instance's, or the agent's"
         # A look that found work going on is no transition: an idle timer would fill the history with them.
         if outcome != "aborted":
             self.record.note(
@@ -92,5 +95,6 @@ class Stage:
             self._journal.settle(self.record)
         except JournalError as failure:
             log.error("%s: %s", self.record.id, failure)
-        level = logging.INFO if error is None or isinstance(error, KybernateError) else logging.ERROR
+        foreseen = error is None or isinstance(error, KybernateError | asyncio.CancelledError)
+        level = logging.INFO if foreseen else logging.ERROR
         log.log(level, "%s: %s %s in %.3f s: %s", self.record.id, self.verb.value, outcome, self.seconds, message)
