@@ -24,6 +24,8 @@ from kybernate_shim import cgroup, wire
 from kybernate_shim.install import install
 
 CONF = "tcp-established\nfile-locks\nlink-remap\nghost-limit 1073741824\nnetwork-lock skip\n"
+RESTORE_CONF = CONF + "manage-cgroups=ignore\n"
+"""As the agent sends it: else CRIU makes anew what it saw of other hierarchies, and fails where a group has gone."""
 MANAGED = {
     "io.kubernetes.cri.container-type": "container",
     "io.kubernetes.cri.container-name": "app",
@@ -197,7 +199,13 @@ class Container:
         return self.ask("dump", **request)
 
     def restore(self, **more: Any) -> dict[str, Any]:
-        request = {"images": str(self.images), "work": str(self.images), "conf": CONF, "deadline_seconds": 30, **more}
+        request = {
+            "images": str(self.images),
+            "work": str(self.images),
+            "conf": RESTORE_CONF,
+            "deadline_seconds": 30,
+            **more,
+        }
         return self.ask("restore", **request)
 
     def lines(self) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from kybernate_shim import cgroup
-from shim_bed import CONF, COUNT, Bed, groups_of, until
+from shim_bed import COUNT, RESTORE_CONF, Bed, groups_of, until
 
 V1 = cgroup.is_v1(cgroup.own())
 LIMIT = {"memory": {"limit": 64 << 20}} if V1 else {"unified": {"cgroup.max.depth": "5"}}
@@ -81,7 +81,7 @@ def test_parked_container_has_no_processes_and_comes_back_with_its_state(bed: Be
     assert groups_of(f"/default/{container.id}") == groups
     assert container.task() == "RUNNING"
     assert container.ctr("task", "metrics", container.id).returncode == 0
-    assert container.restore()["ok"]
+    assert (reply := container.restore())["ok"], reply
     container.grows()
     assert container.lines() == [str(n + 1) for n in range(len(container.lines()))]
 
@@ -146,7 +146,7 @@ def test_dump_that_fails_after_the_commit_still_ends_parked(bed: Bed) -> None:
     finally:
         script.write_text(kept)
     assert cgroup.processes(container.record()["cgroups"]) == []
-    assert container.restore()["ok"]
+    assert (reply := container.restore())["ok"], reply
     container.grows()
 
 
@@ -219,7 +219,7 @@ def test_failed_restore_stays_parked_and_a_good_one_follows(bed: Bed) -> None:
     assert (reply["error"], reply["state"]) == ("restore_failed", "parked")
     assert reply["log"].endswith("restore.log")
     (container.images / "away").rename(container.images / "inventory.img")
-    assert container.restore()["ok"]
+    assert (reply := container.restore())["ok"], reply
     container.grows()
 
 
@@ -229,7 +229,7 @@ def test_hanging_restore_ends_at_its_deadline(bed: Bed) -> None:
     bed.criu("exec sleep 100\n")
     assert container.restore(deadline_seconds=0.7)["error"] == "deadline"
     bed.criu("")
-    assert container.restore()["ok"]
+    assert (reply := container.restore())["ok"], reply
     container.grows()
 
 
@@ -268,7 +268,7 @@ def test_update_of_a_parked_container_holds_after_the_restore(bed: Bed) -> None:
     assert (reply := container.dump())["ok"], reply
     updated = container.runc("update", "--resources", "-", container.id, input=json.dumps(LIMIT))
     assert updated.returncode == 0, updated.stderr
-    assert container.restore()["ok"]
+    assert (reply := container.restore())["ok"], reply
     groups = container.record()["cgroups"]
     if V1:
         assert cgroup.read(groups["memory"] + "/memory.limit_in_bytes").strip() == str(64 << 20)
@@ -350,7 +350,7 @@ def test_keeper_is_small_and_idle(bed: Bed) -> None:
     # Not one long sleep: an interrupted nanosleep ends with EINTR at a restore, and some programs end with it.
     container = bed.container(COUNT)
     assert (reply := container.dump())["ok"], reply
-    assert container.restore()["ok"]
+    assert (reply := container.restore())["ok"], reply
     pid = container.record()["keeper_pid"]
     sizes = {
         line.split()[0]: int(line.split()[1]) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
@@ -365,5 +365,5 @@ def test_conf_of_the_dump_does_not_reach_the_restore(bed: Bed) -> None:
     container = bed.container(COUNT)
     assert (reply := container.dump())["ok"], reply
     assert "action-script" in (container.folder / "criu.conf").read_text()
-    assert container.restore()["ok"]
-    assert (container.folder / "criu.conf").read_text() == CONF
+    assert (reply := container.restore())["ok"], reply
+    assert (container.folder / "criu.conf").read_text() == RESTORE_CONF
