@@ -98,7 +98,9 @@ class Doer:
         metadata = {key: value for key, value in action.pod["metadata"].items() if key != "name"}
         body = action.pod | {"metadata": metadata | {"generateName": f"{target.key.name}-try-"}}
         path = PODS.path(target.key.namespace)
-        request = Request("POST", "try", path, str(PODS), {"dryRun": "All"}, msgspec.json.encode(body))
+        # Strict: the CRD keeps a template as it is written, so this is where a slip in it is seen.
+        query = {"dryRun": "All", "fieldValidation": "Strict"}
+        request = Request("POST", "try", path, str(PODS), query, msgspec.json.encode(body))
         try:
             await self._client.request(request)
         except REFUSED as error:

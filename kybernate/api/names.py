@@ -13,6 +13,8 @@ ALLOW_MPTCP = f"{GROUP}/allow-mptcp"
 """`"true"`: the hook leaves multipath TCP on in the pod's namespace; such connections cannot be dumped."""
 
 # Annotations that a person may set on a pod that no GpuWorkload owns.
+CONTAINERS = f"{GROUP}/containers"
+"""The name of the container that sleeps; the shim manages no other. On a GpuWorkload's pods Kybernate sets it."""
 SUSPEND_AFTER = f"{GROUP}/suspend-after"
 """As `idle.suspendAfter` of a GpuWorkload; absent: it never sleeps by itself."""
 PARK_AFTER = f"{GROUP}/park-after"
@@ -25,8 +27,6 @@ ORDER = f"{GROUP}/order"
 """`<verb> <id>`: suspend, park or resume once; answered in status.order with the same id."""
 
 # Annotations, labels, conditions and finalizers that only Kybernate sets.
-CONTAINERS = f"{GROUP}/containers"
-"""Comma separated names of the pod's containers that sleep; the shim manages no other."""
 WORKLOAD = f"{GROUP}/workload"
 """Label: the GpuWorkload that an instance's pod belongs to."""
 INSTANCE = f"{GROUP}/instance"

@@ -230,16 +230,26 @@ async def test_a_lost_state_is_said_and_held_until_somebody_decides(apiserver: A
         assert await until(lambda: stage.events("StateGivenUp"), "the event")
 
 
-async def test_a_refused_template_changes_nothing(apiserver: ApiServerBed, stage: Stage) -> None:
+@pytest.mark.parametrize(
+    ("slip", "objection"),
+    [
+        ({"volumeMounts": [{"name": "nowhere", "mountPath": "/x"}]}, 'volumeMounts[0].name: Not found: "nowhere"'),
+        ({"livenesProbe": {"tcpSocket": {"port": 8080}}}, 'unknown field "spec.containers[0].livenesProbe"'),
+    ],
+    ids=["wrong", "unknown"],
+)
+async def test_a_refused_template_changes_nothing(
+    apiserver: ApiServerBed, stage: Stage, slip: dict[str, Any], objection: str
+) -> None:
     await stage.node("n1")
-    broken = [CONTAINER | {"volumeMounts": [{"name": "nowhere", "mountPath": "/x"}]}]
+    broken = [CONTAINER | slip]
     async with open_controller(apiserver):
         await stage.workload("chat")
         await stage.until_ready("chat", 1, awake=1)
         before = (await stage.pods())["chat-0"]["metadata"]["uid"]
         await stage.workload("chat", pod_containers=broken)
         said = await until(lambda: holds(stage, "TemplateInvalid"), "the objection is said")
-        assert 'volumeMounts[0].name: Not found: "nowhere"' in said["message"]
+        assert objection in said["message"]
         assert (await stage.condition("chat", "Ready"))["status"] == "True"
         assert (await stage.pods())["chat-0"]["metadata"]["uid"] == before
         await stage.workload("chat", image="localhost/chat:2")
