@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from agent_bed import ask
 from cluster_bed import ClusterBed
-from product_bed import LIMIT, Product, Workload, eventually, open_product, processes_of
+from product_bed import LIMIT, Product, Workload, await_collector, eventually, open_product, processes_of
 from product_remains import await_nothing_left, remains
 
 Before = dict[str, list[str]]
@@ -18,6 +18,7 @@ Before = dict[str, list[str]]
 @pytest.fixture(scope="module")
 def product(cluster_bed: ClusterBed) -> Iterator[Product]:
     with open_product(cluster_bed) as made:
+        await_collector(cluster_bed)
         yield made
 
 

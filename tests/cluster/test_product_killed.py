@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from cluster_bed import ClusterBed
-from product_bed import LIMIT, Caller, Product, Workload, eventually, open_product, processes_of
+from product_bed import LIMIT, Product, Workload, eventually, open_product, processes_of
+from product_caller import Caller
 from test_agent_faults import keeper_of
 
 
@@ -64,7 +65,7 @@ def test_while_calls_go_on(product: Product, name: str) -> None:
     ):
         ips = busy[0].ip, sleepy[0].ip
         uids = busy[0].uid, sleepy[0].uid
-        with Caller(ips[0], 0.05) as often, Caller(ips[1], 1.5) as seldom:
+        with Caller(ips[0], 0.05) as often, Caller(ips[1], 1.0) as seldom:
             often.goes_on()
             seldom.goes_on(2)
             for workload in (busy, sleepy):
