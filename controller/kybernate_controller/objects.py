@@ -16,6 +16,8 @@ RAM = "RAM"
 NVME = "NVME"
 STATE_LOST = "StateLost"
 WAITING = "Waiting"
+RESTORE_FAILED = "RestoreFailed"
+"""The GpuInstance's condition while a wake does not work."""
 
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 """The taint by which a person says that a node is down and stays so."""
@@ -39,7 +41,7 @@ class Meta(Object, kw_only=True, gc=False):
 
 
 class ObjectCondition(Object, kw_only=True, gc=False):
-    """A condition of a pod or a node."""
+    """A condition of a pod, a node or a GpuInstance."""
 
     type: str
     status: str
@@ -177,6 +179,12 @@ class InstanceStatus(Object, kw_only=True, gc=False):
     tier: str = ""
     node_name: str = ""
     pod_uid: str = msgspec.field(name="podUID", default="")
+    conditions: tuple[ObjectCondition, ...] = ()
+
+    @property
+    def cannot_wake(self) -> ObjectCondition | None:
+        """Why it stays asleep although it is called."""
+        return next((c for c in self.conditions if c.type == RESTORE_FAILED and c.status == "True"), None)
 
 
 class Instance(Object, kw_only=True, gc=False):

@@ -15,7 +15,7 @@ import msgspec
 
 from kybernate.api import names
 from kybernate.api.gpuworkload import GpuWorkloadObject
-from kybernate_controller.objects import DISRUPTION_TARGET, Instance, Meta, Node, Pod
+from kybernate_controller.objects import DISRUPTION_TARGET, RESTORE_FAILED, Instance, Meta, Node, Pod
 
 T = TypeVar("T")
 
@@ -45,6 +45,7 @@ def instance(object: Instance) -> Instance:
     spec.policy.container = intern(spec.policy.container)
     status.state, status.tier = intern(status.state), intern(status.tier)
     status.node_name, status.pod_uid = intern(status.node_name), intern(status.pod_uid)
+    status.conditions = tuple(c for c in status.conditions if c.type == RESTORE_FAILED)
     return object
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from kybernate.api import names
 from kybernate_controller.eviction import node_trouble, whereabouts
-from kybernate_controller.objects import STATE_LOST, ContainerStatus, Node, Pod
+from kybernate_controller.objects import RESTORE_FAILED, STATE_LOST, ContainerStatus, Node, Pod
 from kybernate_controller.replica import Findings, Replica
 
 FAULTS = frozenset(
@@ -52,7 +52,16 @@ def of(replica: Replica, nodes: Mapping[str, Node], findings: Findings) -> Troub
             return Trouble("NodeUnreachable", f"{name}: {node_trouble(pod.spec.node_name, nodes)}")
     elif (bound := pod.metadata.annotations.get(names.STATE_NODE)) and (why := node_trouble(bound, nodes)):
         return Trouble("WaitsForNode", f"{name}: it waits for its state: {why}")
-    return next(_of_pod(name, pod), None)
+    return next(_of_pod(name, pod), None) or _of_sleep(replica)
+
+
+def _of_sleep(replica: Replica) -> Trouble | None:
+    """Its pod is well while it sleeps, whatever keeps it from waking. The agent's words change with each try."""
+    failed = replica.instance.status.cannot_wake if replica.instance is not None else None
+    if failed is None:
+        return None
+    why = f"it cannot be woken ({failed.reason}); the GpuInstance says why"
+    return Trouble(RESTORE_FAILED, f"{replica.name}: {why}")
 
 
 def _leaving(replica: Replica, nodes: Mapping[str, Node]) -> Trouble | None:

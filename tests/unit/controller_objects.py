@@ -109,6 +109,7 @@ def gi(
     honoured: int = 0,
     owner: dict[str, Any] | None = OWNER,
     order: str = "Auto",
+    cannot_wake: str = "",
 ) -> Instance:
     """A GpuInstance as the controller wrote it, and what the agent of its node says."""
     workload = workload or gw()
@@ -143,6 +144,7 @@ def gi(
             "nodeName": node if told_by is None else told_by,
             "podUID": uid if told_of is None else told_of,
             "observedGeneration": observed,
+            "conditions": [{"type": "RestoreFailed", "status": "True", "reason": cannot_wake}] if cannot_wake else [],
         },
     }
     return decode(encode(body), Instance)
