@@ -200,3 +200,31 @@ def test_evicted_it_comes_back_with_all_its_volumes(product: Product, one: One, 
     product.bed.wait(f"pod/{one.name}")
     check_same(one, before)
     assert call(one, "/work/first")[1:] == ["made"]
+
+
+def test_a_file_that_it_holds_open_and_that_is_replaced_is_named(product: Product) -> None:
+    """The kubelet removes the old file of a changed ConfigMap: that program cannot come back, which is said."""
+    bed = product.bed
+    code = "import http.server as h; held = open('/held/word'); h.test(h.BaseHTTPRequestHandler, port=8080)"
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "held"}, "data": {"word": "old"}}
+    bed.apply(config)
+    mounts = [{"name": "held", "mountPath": "/held"}]
+    container = {"command": ["/usr/bin/python3", "-c", code], "volumeMounts": mounts}
+    pod = {"volumes": [{"name": "held", "configMap": {"name": "held"}}], "terminationGracePeriodSeconds": 1}
+    with product.workload("holds", pod=pod, container=container) as workload:
+        one = workload[0]
+        one.order("park")
+        bed.apply({**config, "data": {"word": "new"}})
+        eventually(
+            lambda: poked(bed, one) and on_node(bed, one, "configmap", "held/word") == "new", LIMIT, "it is there"
+        )
+        one.order("resume")
+        (failed,) = [c for c in one.status["conditions"] if c["type"] == "RestoreFailed"]
+        assert (failed["reason"], one.status["state"]) == ("file-missing", "Parked")
+
+        def degraded() -> str:
+            found = workload.status["conditions"]
+            return next((c["message"] for c in found if c["type"] == "Degraded" and c["status"] == "True"), "")
+
+        assert "holds-0: it cannot be woken (file-missing)" in eventually(degraded, LIMIT, "the workload says so")
+    bed.delete("configmap/held")
