@@ -124,6 +124,10 @@ check() {
 }
 
 verb_clean() {
+    case ${1:-} in
+        '' | --all) ;;
+        *) die "usage: ./dev clean [--all]" ;;
+    esac
     if [ -x "$PYTHON" ]; then
         python_as_root -m kybernate.lab.clean
     fi

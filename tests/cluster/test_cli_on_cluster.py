@@ -111,6 +111,7 @@ def test_get_and_describe_tell_what_the_agent_observed(cli: Cli) -> None:
     described = cli("describe", "chat").out
     assert "Node:           n1" in described
     assert "dump 0.400" in described
+    assert "Sandbox:" not in described
 
 
 def test_a_name_that_does_not_exist_and_a_server_that_does_not_answer_have_their_exit_statuses(cli: Cli) -> None:

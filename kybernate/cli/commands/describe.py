@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kybernate.agentapi._pb import agent_pb2 as pb
 
 SUMMARY = "show everything about one instance"
+_OF_ONE_MACHINE = ("Image", "Container", "Sandbox", "Process")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +50,8 @@ def _lines(instance: pb.Instance) -> Iterator[str]:
         "Sandbox": instance.sandbox_id or "-",
         "Process": str(instance.pid or "-"),
     }
+    if instance.node:  # a cluster's API says nothing of these
+        facts = {name: value for name, value in facts.items() if value not in ("", "-") or name not in _OF_ONE_MACHINE}
     yield from (f"{name + ':':<15} {value}" for name, value in facts.items())
     yield from _section("Conditions", ("TYPE", "STATUS", "SINCE", "REASON", "MESSAGE"), [
         [each.type, each.status, view.ago(each, "last_transition"), each.reason, each.message]
