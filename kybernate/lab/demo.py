@@ -149,7 +149,8 @@ class Demo:
         answer = self._ask()
         same = answer.ranking == before.ranking and answer.requests == before.requests + 1
         self._check(same, f"after {tier} the server answered {answer}, before it {before}")
-        woken_from = self._client.get(INSTANCE).last_wake_from
+        # The answer may be here before the agent has heard that the container runs.
+        woken_from = self._until("Running").last_wake_from
         self._check(woken_from == tier, f"it was woken from {woken_from or 'nothing'}, not from {tier}")
         text = f"same answer; the counter in its memory went on: request {answer.requests}"
         self._show.line(f"woken from {tier}", answer.seconds, text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import time
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ from kybernate_agent.standalone.translate import Place
 
 GRACE_SECONDS = 10
 """How long an awake application has to end after SIGTERM. One that sleeps ends at once."""
+CGROUP_SECONDS = 2.0
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -239,8 +241,22 @@ def _write_hosts(place: Place, sandbox: Sandbox) -> None:
 
 
 def _remove_cgroup(path: str) -> None:
-    """The pod's cgroup in every hierarchy; the runtime removes only those of containers."""
-    for root in (_CGROUPS, *_CGROUPS.glob("*/")):
-        if (root / "cgroup.procs").exists():
-            with contextlib.suppress(OSError):
-                (root / path.lstrip("/")).rmdir()
+    """The pod's cgroup in every hierarchy; the runtime removes only those of containers, and some moments after their
+    last process was reaped. What stays busy is left: it costs nothing."""
+    until = time.monotonic() + CGROUP_SECONDS
+    roots = [root for root in (_CGROUPS, *_CGROUPS.glob("*/")) if (root / "cgroup.procs").exists()]
+    while busy := [root for root in roots if not _removed(root / path.lstrip("/"))]:
+        if time.monotonic() > until:
+            return
+        roots = busy
+        time.sleep(0.01)
+
+
+def _removed(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
