@@ -162,11 +162,18 @@ class Containerd:
                 os.close(pidfd)
 
 
-def find(distributions: Sequence[Distribution] = DISTRIBUTIONS) -> Containerd:
-    """The containerd of this node. Raises NoContainerdError, ForeignPidError, OSError."""
-    for distribution in distributions:
-        if pid := _listener(distribution.socket):
-            return _inspect(distribution, pid)
+def find(distributions: Sequence[Distribution] = DISTRIBUTIONS, patience: float = 0.0) -> Containerd:
+    """The containerd of this node. One that starts anew just now, because an installer was killed after it had asked
+    for that, is waited for, `patience` seconds. Raises NoContainerdError, ForeignPidError, OSError.
+    """
+    until = time.monotonic() + patience
+    while True:
+        for distribution in distributions:
+            if pid := _listener(distribution.socket):
+                return _inspect(distribution, pid)
+        if time.monotonic() >= until:
+            break
+        time.sleep(0.1)
     raise NoContainerdError(sockets=", ".join(distribution.socket for distribution in distributions))
 
 

@@ -73,7 +73,7 @@ def activate(prefix: Path, run_dir: Path, patience: float, name: str) -> list[st
     """
     versions = Versions(prefix)
     version = versions.folder / name
-    handler = Handler(containerd.find(), prefix, patience)
+    handler = Handler(containerd.find(patience=patience), prefix, patience)
     runtime = handler.containerd.next_runtime(handler.dump())
     path = f"{version}/bin:{shim.DEFAULT_PATH}"
     shim.install(version, run_dir, runtime, path, payload.start(version))
@@ -91,7 +91,7 @@ def uninstall(prefix: Path, run_dir: Path, patience: float) -> list[str]:
     """
     versions = Versions(prefix)
     with versions.alone():
-        handler = Handler(containerd.find(), prefix, patience)
+        handler = Handler(containerd.find(patience=patience), prefix, patience)
         state = Path(str(handler.dump().get("state") or "/run/containerd"))
         launcher = f"{prefix}/bin/kybernate-runc"
         _refuse_in_use(run_dir, state, launcher)

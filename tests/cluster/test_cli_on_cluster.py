@@ -105,7 +105,8 @@ def test_get_and_describe_tell_what_the_agent_observed(cli: Cli) -> None:
     line = cli("get").out.splitlines()[1].split()
     assert line[:3] == ["chat-0", "Parked", "NVME"]
     assert "0.25s from RAM" in cli("get").out
-    assert cli("get", "-A").out.splitlines()[1].split()[-1] == SPACE
+    everywhere = [line.split() for line in cli("get", "-A").out.splitlines()]
+    assert [words[-1] for words in everywhere if words[0] == "chat-0"] == [SPACE]
     found = json.loads(cli("get", "chat", "-o", "json").out)
     assert (found["node"], found["storedBytes"], found["history"][0]["phaseSeconds"]) == ("n1", 64 << 20, {"dump": 0.4})
     described = cli("describe", "chat").out

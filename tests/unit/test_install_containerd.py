@@ -72,6 +72,16 @@ def test_where_nobody_listens_the_sockets_are_named(tmp_path: Path) -> None:
         containerd.find((Distribution("x", str(tmp_path / "sock")),))
 
 
+def test_one_that_is_starting_anew_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "listen.py").write_text(LISTEN)
+    late = ["/bin/sh", "-c", 'sleep 0.3; exec "$@"', "sh", sys.executable, "-I", str(tmp_path / "listen.py")]
+    with subprocess.Popen([*late, str(tmp_path / "sock")], stdout=subprocess.DEVNULL) as process:
+        try:
+            assert containerd.find((Distribution("x", str(tmp_path / "sock")),), patience=60).pid == process.pid
+        finally:
+            process.kill()
+
+
 def test_a_distributions_template_is_edited_in_place_of_what_is_read(tmp_path: Path) -> None:
     with listening(tmp_path, again=False) as distribution:
         other = Distribution("with a template", distribution.socket, "/var/lib/other/containerd.tmpl")
