@@ -231,11 +231,13 @@ def exec_(hook: Hook) -> int:
 
 
 def ps(hook: Hook) -> int:
+    """Of a parked container the keeper: containerd, when it starts anew, takes a shim whose container has no process at
+    all for one that a crash has left, and ends it."""
     reply = hook.keeper("state")
     if reply is None or reply["state"] in ("created", "running", "frozen", "dumping"):
         hook.pass_on()
     as_json = hook.command.option("--format", "-f") == "json"
-    print("[]" if as_json else "UID          PID    PPID  C STIME TTY          TIME CMD")
+    print(f"[{reply['keeper_pid']}]" if as_json else "UID          PID    PPID  C STIME TTY          TIME CMD")
     return 0
 
 

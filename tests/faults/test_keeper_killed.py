@@ -77,6 +77,9 @@ def test_containerd_that_starts_anew_changes_nothing_for_a_sleeper(agent: Agent,
     for verb in ("suspend", "park"):
         before = agent.ask("restart")
         agent.order(verb, "restart")
+        container = agent.get("restart").container_id
         node_bed.containerd.restart()
+        tasks = [line.split() for line in node_bed.containerd.ctr("task", "list").splitlines()]
+        assert [task[2] for task in tasks if task[0] == container] == ["RUNNING"]
         after = agent.ask("restart")
         assert (after.born, after.count) == (before.born, before.count + 1)
