@@ -6,7 +6,6 @@ Control plane, node, containerd and runc are the real ones; Kybernate is put on 
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import subprocess
@@ -20,15 +19,14 @@ from kybernate.errors import KybernateError
 from kybernate.lab import examples
 from kybernate.lab.cluster import Cluster
 from kybernate.lab.demo import (
-    ANSWER_SECONDS,
     EXAMPLE,
     Answer,
     DemoError,
-    NoAnswerError,
     NotRootError,
     Show,
-    ask,
+    answer_of,
     duration,
+    first_answer,
     timed,
 )
 from kybernate.lab.node import alone
@@ -82,26 +80,13 @@ class ClusterDemo:
         kubectl, began = self._cluster.kubectl, time.monotonic()
         kubectl("apply", "-f", EXAMPLE / "workload.yaml", "-f", EXAMPLE / "service.yaml")
         self._address = kubectl("get", "service", "chat", "-o", "jsonpath={.spec.clusterIP}").strip()
-        limit = time.monotonic() + STATE_SECONDS
-        while True:
-            try:
-                answer = ask(self._address, SERVICE_PORT)
-                break
-            except (OSError, http.client.HTTPException) as error:
-                if time.monotonic() > limit:
-                    raise NoAnswerError(
-                        ip=self._address, port=SERVICE_PORT, seconds=STATE_SECONDS, reason=error
-                    ) from error
-            time.sleep(0.05)
+        answer = first_answer(self._address, SERVICE_PORT, STATE_SECONDS)
         cold = time.monotonic() - began
         self._show.line("cold start", cold, "from `kubectl apply` of a GpuWorkload to the first answer of its Service")
         return cold, answer
 
     def _wake(self, tier: str, before: Answer) -> Answer:
-        try:
-            answer = ask(self._address, SERVICE_PORT)
-        except (OSError, http.client.HTTPException) as error:
-            raise NoAnswerError(ip=self._address, port=SERVICE_PORT, seconds=ANSWER_SECONDS, reason=error) from error
+        answer = answer_of(self._address, SERVICE_PORT)
         same = answer.ranking == before.ranking and answer.requests == before.requests + 1
         self._check(same, f"after {tier} the server answered {answer}, before it {before}")
         woken = self._until("Running")["status"]["lastWake"]["from"]

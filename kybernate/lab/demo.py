@@ -93,15 +93,23 @@ def ask(ip: str, port: int = PORT) -> Answer:
     return Answer(body["requests"], body["answer"][0]["sentence"], body["answer"], seconds)
 
 
-def first_answer(ip: str) -> Answer:
+def answer_of(ip: str, port: int = PORT) -> Answer:
+    """One request to a server that is there. Raises NoAnswerError."""
+    try:
+        return ask(ip, port)
+    except (OSError, http.client.HTTPException) as error:
+        raise NoAnswerError(ip=ip, port=port, seconds=ANSWER_SECONDS, reason=error) from error
+
+
+def first_answer(ip: str, port: int = PORT, seconds: float = ANSWER_SECONDS) -> Answer:
     """Ask until the server listens. Raises NoAnswerError."""
-    limit = time.monotonic() + ANSWER_SECONDS
+    limit = time.monotonic() + seconds
     while True:
         try:
-            return ask(ip)
+            return ask(ip, port)
         except (OSError, http.client.HTTPException) as error:
             if time.monotonic() > limit:
-                raise NoAnswerError(ip=ip, port=PORT, seconds=ANSWER_SECONDS, reason=error) from error
+                raise NoAnswerError(ip=ip, port=port, seconds=seconds, reason=error) from error
         time.sleep(0.01)
 
 
@@ -140,10 +148,7 @@ class Demo:
         return cold, answer
 
     def _ask(self) -> Answer:
-        try:
-            return ask(self._ip)
-        except (OSError, http.client.HTTPException) as error:
-            raise NoAnswerError(ip=self._ip, port=PORT, seconds=ANSWER_SECONDS, reason=error) from error
+        return answer_of(self._ip)
 
     def _wake(self, tier: str, before: Answer) -> Answer:
         answer = self._ask()
