@@ -62,6 +62,8 @@ class Replica:
     """Who has the name, if it is not us."""
     orphan: bool = False
     """The pod has our labels and no owner."""
+    cut_off: bool = False
+    """The pod's node does not answer: nor does the pod, whatever was last said of it."""
 
     @property
     def exists(self) -> bool:
@@ -108,7 +110,9 @@ class Replica:
     def available(self) -> bool:
         """Its pod answers: awake, or asleep and to be woken by a call."""
         pod = self.alive
-        return pod is not None and pod.holds("ContainersReady") and self.state != STATE_LOST
+        if pod is None or self.cut_off:
+            return False
+        return pod.holds("ContainersReady") and self.state != STATE_LOST
 
 
 def replicas_of(snapshot: Snapshot) -> dict[int, Replica]:
@@ -127,6 +131,7 @@ def replicas_of(snapshot: Snapshot) -> dict[int, Replica]:
             continue
         replica.pod, replica.orphan = pod, owner is None
         replica.ending = _asked(pod.metadata, snapshot.ended)
+        replica.cut_off = _cut_off(pod, snapshot.nodes)
     for instance in snapshot.instances:
         if (replica := _at(found, snapshot.name, instance.metadata.name)) is None:
             continue
@@ -159,6 +164,11 @@ def in_order(replicas: Iterable[Replica]) -> list[Replica]:
 def _at(found: dict[int, Replica], workload: str, name: str) -> Replica | None:
     ordinal = ordinal_of(workload, name)
     return None if ordinal is None else found.setdefault(ordinal, Replica(ordinal, name))
+
+
+def _cut_off(pod: Pod, nodes: Mapping[str, Node]) -> bool:
+    node = nodes.get(pod.spec.node_name)
+    return bool(pod.spec.node_name) and (node is None or not node.ready)
 
 
 def _asked(metadata: Meta, ended: frozenset[str]) -> bool:

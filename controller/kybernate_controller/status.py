@@ -122,7 +122,7 @@ def _progressing(view: View) -> Verdict:
     waiting = [m.name for m in old if m.asleep and view.workload.spec.rollout.sleeping == "OnWake"]
     if len(old) > len(waiting):
         return "True", "RollingOut", f"{len(old)} of {len(members)} instances are of an earlier template"
-    starting = [member.name for member in members if not member.available]
+    starting = [member.name for member in members if not member.available and not member.cut_off]
     if starting:
         return "True", "Starting", f"waits for {_listed(starting)}"
     if waiting:

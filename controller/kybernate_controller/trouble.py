@@ -46,11 +46,10 @@ def of(replica: Replica, nodes: Mapping[str, Node], findings: Findings) -> Troub
     if pod is None:
         refused = findings.refused.get(replica.ordinal)
         return Trouble("PodRefused", f"{name}: {refused}") if refused else None
-    if pod.spec.node_name:
-        node = nodes.get(pod.spec.node_name)
-        if node is None or not node.ready:
-            return Trouble("NodeUnreachable", f"{name}: {node_trouble(pod.spec.node_name, nodes)}")
-    elif (bound := pod.metadata.annotations.get(names.STATE_NODE)) and (why := node_trouble(bound, nodes)):
+    if replica.cut_off:
+        return Trouble("NodeUnreachable", f"{name}: {node_trouble(pod.spec.node_name, nodes)}")
+    bound = "" if pod.spec.node_name else pod.metadata.annotations.get(names.STATE_NODE)
+    if bound and (why := node_trouble(bound, nodes)):
         return Trouble("WaitsForNode", f"{name}: it waits for its state: {why}")
     return next(_of_pod(name, pod), None) or _of_sleep(replica)
 

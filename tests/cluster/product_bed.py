@@ -172,9 +172,18 @@ class One(Instance):
     def uid(self) -> str:
         return str(self.pod["metadata"]["uid"])
 
-    def container_started(self) -> str:
-        """When the kubelet says that its container was started: another one after a restart."""
-        return str(self.pod["status"]["containerStatuses"][0]["containerID"])
+    def container(self) -> str:
+        """Which container the kubelet speaks of: another one after a restart."""
+        return str(self.pod["status"]["containerStatuses"][0].get("containerID", ""))
+
+    def restarted(self, before: str) -> None:
+        """Once the kubelet says that another container than `before` runs: from then on its address is true too."""
+
+        def look() -> bool:
+            status = self.pod["status"]["containerStatuses"][0]
+            return "running" in status["state"] and status["containerID"] != before
+
+        eventually(look, LIMIT, f"{self.name} runs in another container than {before}")
 
 
 class Workload:

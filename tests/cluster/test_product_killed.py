@@ -37,9 +37,9 @@ def agent(product: Product, workload: Workload) -> None:
 
 def keeper(product: Product, workload: Workload) -> None:
     one = workload[0]
-    container = one.container_started()
+    container = one.container()
     os.kill(keeper_of(product.bed, one.name), signal.SIGKILL)
-    eventually(lambda: one.container_started() != container, LIMIT, "the kubelet made a container anew")
+    one.restarted(container)
 
 
 def kubelet(product: Product, workload: Workload) -> None:
@@ -89,7 +89,7 @@ def test_a_keeper_in_the_midst_of_a_restore(product: Product, with_agent: bool) 
         one = workload[0]
         before, ip = one.serving(), one.ip
         one.order("park")
-        container, pid = one.container_started(), keeper_of(product.bed, one.name)
+        container, pid = one.container(), keeper_of(product.bed, one.name)
         folder = product.bed.node.machine.path("/run/kybernate/keepers") / container.removeprefix("containerd://")
         with Caller(ip) as caller:
             eventually(lambda: '"restoring"' in (folder / "state.json").read_text(), LIMIT, "it is being restored")
@@ -100,7 +100,7 @@ def test_a_keeper_in_the_midst_of_a_restore(product: Product, with_agent: bool) 
             caller.goes_on()
         caller.check()
         assert (caller.answers[0].count, caller.answers[0].born) == (before.count + 1, before.born)
-        eventually(lambda: one.container_started() != container, LIMIT, "the kubelet says that it made another")
+        one.restarted(container)
         assert len(processes_of(workload.name)) == 1
 
 

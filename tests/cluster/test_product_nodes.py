@@ -115,14 +115,18 @@ def test_without_power_nothing_is_started_elsewhere(product: Product) -> None:
     bed, node = product.bed, product.bed.node
     with on_the_first(product, "dark") as (workload, parked, awake), witness(bed):
         uids, born = [parked.uid, awake.uid], awake.ask().born
+        old = {one: one.container() for one in (parked, awake)}
         bed.cluster.take_away(node)
         try:
             await_silence(workload)
+            assert conditions(workload).get("Ready") is None
             assert places(workload) == {node.name}
             assert processes_of("dark") == []
         finally:
             bed.cluster.bring_back(node)
             product.agent.start()
+        for one, before in old.items():
+            one.restarted(before)
         workload.ready()
         assert [parked.uid, awake.uid] == uids
         assert parked.status["state"] == "Parked"

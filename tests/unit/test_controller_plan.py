@@ -168,6 +168,14 @@ CASES = [
         [pod(0, gate=True, serving=True, conditions={"ContainersReady": "False"}), pod(1, gate=True, serving=True)],
         [gi(0), gi(1, "RAM")],
     ),
+    Case(
+        "who works does not answer: a sleeper elsewhere",
+        TWO,
+        [pod(0, gate=True, serving=True), pod(1, node="n2", gate=True, serving=False)],
+        [gi(0), gi(1, "RAM", node="n2")],
+        ["serving chat-1 True"],
+        nodes=[node(ready=False), node("n2")],
+    ),
     Case("Spread", gw(replicas=2, traffic="Spread"), [pod(0), pod(1, gate=True, serving=False)], [gi(0), gi(1, "RAM")], ["serving chat-1 True"]),
     Case("a pod without a gate stays in", TWO, [pod(0), pod(1)], [gi(0), gi(1, "RAM")]),
     # Requests.

@@ -50,7 +50,7 @@ SAID = [
     Said(Case("lost", gw(), [], [gi(0, "NVME")], nodes=[]), [("StateLost", "True", "StateLost", "chat-0: its state lay on node n1, which no longer exists")]),
     Said(Case("lost by the agent", gw(), [pod(0)], [gi(0, "", state="StateLost")]), [("StateLost", "True", "StateLost", "chat-0: the agent of node n1"), ("Ready", "False", "NotAllAvailable", "chat-0")]),
     Said(Case("cannot be woken", gw(), [pod(0)], [gi(0, "NVME", cannot_wake="file-missing")]), [("Degraded", "True", "RestoreFailed", "chat-0: it cannot be woken (file-missing)"), ("Ready", "True", "AllAvailable", "1 of 1")]),
-    Said(Case("unreachable", gw(), [pod(0)], [gi(0)], nodes=[node(ready=False)]), [("Degraded", "True", "NodeUnreachable", "node n1 does not answer")]),
+    Said(Case("unreachable", gw(), [pod(0)], [gi(0)], nodes=[node(ready=False)]), [("Degraded", "True", "NodeUnreachable", "node n1 does not answer"), ("Ready", "False", "NotAllAvailable", "missing: chat-0"), ("Progressing", "False", "Complete", "")]),
     Said(Case("taken", gw(), [pod(0, owner=STRANGER)]), [("Degraded", "True", "NameTaken", "chat-0: the name is taken by a pod of the Job other")]),
     Said(Case("refused", NEW, [pod(0)], [gi(0)], findings=Findings(templates={template.read(NEW).hash: "no such"})), [("TemplateInvalid", "True", "Refused", "no such"), ("Ready", "True", "AllAvailable", ""), ("Progressing", "False", "TemplateInvalid", "")], {"updated_replicas": 0}),
     Said(Case("no container", gw(containers=["other"]), [], []), [("TemplateInvalid", "True", "Refused", "no container of the template is called other")]),
