@@ -65,14 +65,12 @@ list_benchmarks() {
     done
 }
 
-# The suites one after the other, all of them also when one fails. On a machine with cgroup v1 the tests with real
-# containers run once more on v2: mounted in place of v1 in a private mount namespace, runc takes it for the machine's.
+# The fast suite first, then what needs root: tests/suites.py says in which order.
 verb_test() {
     junit=
     if [ "${1:-}" = --junit ]; then
-        junit=${2:?"--junit needs a folder"}
+        junit=$(mkdir -p "${2:?"--junit needs a folder"}" && cd "$2" && pwd)
         shift 2
-        mkdir -p "$junit"
     fi
     setup_packages python node tests cluster
     setup_python
@@ -81,36 +79,10 @@ verb_test() {
         return
     fi
     failed=
-    check "tests/unit" suite unit tests/unit
-    check "tests/node" as_root_suite node tests/node
-    if [ "$(stat -fc %T /sys/fs/cgroup)" != cgroup2fs ]; then
-        check "tests/node on cgroup v2" suite_on_v2 node-v2 tests/node
-    fi
-    check "tests/faults" as_root_suite faults tests/faults
-    check "Kubernetes" "$PYTHON" -m kybernate.lab.kubernetes
-    check "tests/cluster" as_root_suite cluster tests/cluster
+    check "tests/unit" "$PYTHON" -m pytest -p no:cacheprovider --durations=5 ${junit:+"--junitxml=$junit/unit.xml"} tests/unit
+    check "tests with containers and clusters" python_as_root tests/suites.py ${junit:+--junit "$junit"}
     [ -z "$failed" ] || die "failed:$failed"
     say "tests: all passed"
-}
-
-pytest_words() { # pytest_words NAME FOLDER
-    echo "-m pytest -p no:cacheprovider --durations=5 ${junit:+--junitxml=$junit/$1.xml} $2"
-}
-
-suite() {
-    # shellcheck disable=SC2046 # words
-    "$PYTHON" $(pytest_words "$@")
-}
-
-as_root_suite() {
-    # shellcheck disable=SC2046
-    python_as_root $(pytest_words "$@")
-}
-
-suite_on_v2() {
-    # shellcheck disable=SC2046,SC2016
-    as_root env PYTHONDONTWRITEBYTECODE=1 unshare --mount --propagation private \
-        sh -c 'mount -t cgroup2 none /sys/fs/cgroup && exec "$@"' sh "$PYTHON" $(pytest_words "$@")
 }
 
 # Run one check, say how long it took, and remember it where it failed.

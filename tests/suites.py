@@ -1,0 +1,147 @@
+"""Run the suites that need root, in lanes side by side: a suite waits most of its time, and two fit a small machine.
+
+    python tests/suites.py [--junit FOLDER]
+
+A lane's suites run one after the other, all of them also when one fails. Each line of a suite is printed as it comes;
+lines of two suites mix, and a report of failures names its tests. On a machine with cgroup v1 the tests with real
+containers run once more on v2: mounted in place of v1 in a private mount namespace, runc takes it for the machine's.
+SIGINT, SIGTERM and SIGHUP are passed on to what runs, once; it has `GRACE_SECONDS` to clean up.
+Exit status: 0 when all passed, 1 when one failed, 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+GRACE_SECONDS = 180.0
+LAST_WORDS_SECONDS = 10.0
+MOUNT_V2 = 'mount -t cgroup2 none /sys/fs/cgroup && exec "$@"'
+ON_V2 = ("unshare", "--mount", "--propagation", "private", "sh", "-c", MOUNT_V2, "sh")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A command with a name. `words`: what follows Python's name; `inside`: what the whole is run by."""
+
+    name: str
+    words: tuple[str, ...]
+    inside: tuple[str, ...] = ()
+
+
+@dataclass
+class Run:
+    """What runs now, and how it ended so far. `stopped` keeps the next suites from starting."""
+
+    running: set[subprocess.Popen[str]] = field(default_factory=set)
+    failed: list[str] = field(default_factory=list)
+    stopped: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def lane(self, suites: Sequence[Suite]) -> None:
+        for suite in suites:
+            began = time.monotonic()
+            status = self._run(suite)
+            if status is None:
+                return
+            self.say(f"dev: {suite.name}: {time.monotonic() - began:.0f} s" + (", failed" if status else ""))
+            if status:
+                self.failed.append(suite.name)
+
+    def _run(self, suite: Suite) -> int | None:
+        """Its exit status; None where nothing is started any more."""
+        with self.lock:
+            if self.stopped:
+                return None
+            print(f"dev: {suite.name}", flush=True)
+            child = subprocess.Popen(
+                [*suite.inside, sys.executable, *suite.words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,
+            )
+            self.running.add(child)
+        reader = threading.Thread(target=self._pass_on, args=(child,), daemon=True)
+        reader.start()
+        status = child.wait()
+        reader.join(LAST_WORDS_SECONDS)  # who inherited its output, and outlives it, is not waited for
+        with self.lock:
+            self.running.discard(child)
+        return status
+
+    def _pass_on(self, child: subprocess.Popen[str]) -> None:
+        assert child.stdout is not None
+        for line in child.stdout:
+            self.say(line.rstrip("\n"))
+
+    def say(self, line: str) -> None:
+        with self.lock:
+            print(line, flush=True)
+
+    def stop(self, number: int) -> None:
+        with self.lock:
+            self.stopped = True
+            for child in self.running:
+                os.killpg(child.pid, number)
+
+
+def lanes(junit: Path | None) -> list[list[Suite]]:
+    """The longest lane first. Kubernetes is built, where it is not in the cache, before a cluster is asked for."""
+
+    def suite(name: str, folder: str, inside: tuple[str, ...] = ()) -> Suite:
+        words = ["-m", "pytest", "-p", "no:cacheprovider", "--durations=5", folder]
+        if junit is not None:
+            words.append(f"--junitxml={junit}/{name.replace('/', '-').replace(' ', '-')}.xml")
+        return Suite(name, tuple(words), inside)
+
+    node = [suite("tests/node", "tests/node")]
+    if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        node.append(suite("tests/node on cgroup v2", "tests/node", ON_V2))
+    return [
+        [Suite("Kubernetes", ("-m", "kybernate.lab.kubernetes")), suite("tests/cluster", "tests/cluster")],
+        [*node, suite("tests/faults", "tests/faults")],
+    ]
+
+
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--junit", type=Path, help="a folder for reports as XML")
+    run = Run()
+    threads = [threading.Thread(target=run.lane, args=(lane,)) for lane in lanes(parser.parse_args(words).junit)]
+    wake = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: wake.set())
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads) and not wake.wait(0.2):
+        pass
+    if wake.is_set():
+        return _interrupted(run, threads)
+    if run.failed:
+        print(f"dev: failed: {', '.join(run.failed)}", file=sys.stderr)
+    return 1 if run.failed else 0
+
+
+def _interrupted(run: Run, threads: Sequence[threading.Thread]) -> int:
+    limit = time.monotonic() + GRACE_SECONDS
+    run.stop(signal.SIGINT)
+    for thread in threads:
+        thread.join(max(0.0, limit - time.monotonic()))
+    run.stop(signal.SIGKILL)
+    return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
