@@ -27,6 +27,7 @@ from kybernate_agent import portable, probed, processes, sleep, wake
 from kybernate_agent.instance import Phase
 from kybernate_agent.sleep import DumpFailedError, Parking, refuse_unsuitable
 from kybernate_agent.stage import Stage
+from kybernate_agent.thaw import thaw
 from kybernate_agent.traffic.pod import Mode
 
 if TYPE_CHECKING:
@@ -199,12 +200,8 @@ class StandingStill:
             self.stage.step("undo")
         try:
             if self.frozen_at:
-                await actor.keeper.thaw()
+                await thaw(actor)
                 self.copy.frozen_seconds = time.monotonic() - self.frozen_at
-        except KybernateError:
-            actor.record.enter(Phase.SUSPENDED, time.time())  # it sleeps then, and a wake tries again
-            actor.call("it stood still for a copy")
-            raise
         finally:
             if actor.record.phase == Phase.RUNNING:
                 await traffic.release()

@@ -212,8 +212,9 @@ class Record(msgspec.Struct, kw_only=True):
         self.conditions = [*(c for c in self.conditions if c.type != condition.type), condition]
         return True
 
-    def clear_condition(self, type_: str) -> None:
-        self.conditions = [c for c in self.conditions if c.type != type_]
+    def clear_condition(self, type_: str, reason: str = "") -> None:
+        """The one of that type is over; with `reason` only where that was why."""
+        self.conditions = [c for c in self.conditions if c.type != type_ or reason not in ("", c.reason)]
 
 
 @dataclass(frozen=True, slots=True)

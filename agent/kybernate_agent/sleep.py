@@ -25,6 +25,7 @@ from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.keepers import KeeperError, KeeperState, ended
 from kybernate_agent.look import moved_since_decision
 from kybernate_agent.stage import AbortedError, Stage
+from kybernate_agent.thaw import thaw
 from kybernate_agent.traffic.pod import Mode
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class DumpFailedError(ExternalError):
 
 
 async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
-    """Freeze the container in place. Raises AbortedError where work turned out to be going on."""
+    """Freeze the container in place. Raises AbortedError where work turned out to be going on, ThawFailedError where
+    it then could not be let go on."""
     keeper, traffic, record = actor.keeper, actor.traffic, actor.record
     state = await keeper.state()
     if state.state != "running" or state.paused:
@@ -75,7 +77,7 @@ async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
             raise AbortedError(f"{record.id}: a call came in")
     except BaseException:
         if frozen:
-            await asyncio.shield(keeper.thaw())
+            await asyncio.shield(thaw(actor))  # where it fails the rule stays: it sleeps, and calls wake it
         await asyncio.shield(traffic.release())
         raise
     record.enter(Phase.SUSPENDED, time.time())

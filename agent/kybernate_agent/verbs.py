@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from kybernate.errors import KybernateError, StateLostError
-from kybernate_agent import checkpoint, handover, life, sleep, wake
-from kybernate_agent.instance import Condition, Verb
+from kybernate_agent import checkpoint, handover, life, sleep, thaw, wake
+from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.stage import Stage
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ async def do(actor: Actor, verb: Verb, stage: Stage, ordered: bool) -> None:
                 await handover.finish(actor, stage)
             else:
                 await life.end(actor, stage)
+    actor.record.clear_condition("Degraded", _reason(verb))
+
+
+def _reason(verb: Verb) -> str:
+    """Of the condition that says that it failed."""
+    return f"{verb.value.capitalize()}Failed"
 
 
 async def _reset(actor: Actor, stage: Stage) -> None:
@@ -62,15 +68,16 @@ def failed(actor: Actor, verb: Verb, error: KybernateError) -> None:
     handover.failed(actor, verb, error)
     if isinstance(error, StateLostError):
         wake.lost(actor, error)
+    elif isinstance(error, thaw.ThawFailedError):
+        thaw.failed(actor, error)
     elif verb == Verb.START:
         life.start_failed(actor, error)
     elif verb == Verb.PARK:
         sleep.park_refused(actor, error)
-    elif verb == Verb.RESUME:
+    elif verb == Verb.RESUME and actor.record.phase == Phase.PARKED:
         wake.restore_failed(actor, error)
     elif verb == Verb.CHECKPOINT:
         actor.record.event("Warning", "CheckpointFailed", str(error), time.time())
     else:
-        reason = f"{verb.value.capitalize()}Failed"
-        actor.say(Condition(type="Degraded", status="True", reason=reason, message=str(error), at=time.time()))
+        actor.say(Condition(type="Degraded", status="True", reason=_reason(verb), message=str(error), at=time.time()))
         actor.back_off(verb, min(60.0, 2.0 ** actor.failed(verb)))

@@ -23,6 +23,7 @@ from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.keepers import KeeperError
 from kybernate_agent.sleep import retire, said
 from kybernate_agent.stage import Stage
+from kybernate_agent.thaw import thaw
 
 if TYPE_CHECKING:
     from kybernate_agent.actor import Actor
@@ -41,7 +42,7 @@ async def resume(actor: Actor, stage: Stage) -> None:
     """Bring the instance back from the tier it is in; the calls that waited go through."""
     if actor.record.phase == Phase.SUSPENDED:
         stage.step("thaw")
-        await actor.keeper.thaw()
+        await thaw(actor)
         await _awake(actor, stage, "RAM")
         return
     stand = criu.Stand(mounts_folder(actor.services.config.run) / actor.record.id)
