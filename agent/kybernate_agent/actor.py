@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kybernate.errors import KybernateError, RefusedError, StateLostError
-from kybernate_agent import life, processes, sleep, verbs
+from kybernate_agent import life, network, processes, sleep, verbs
 from kybernate_agent.checkpoint import Copy
 from kybernate_agent.decide import Decision, decide
 from kybernate_agent.instance import Condition, Leaving, Phase, Pod, Policy, Record, Verb, Wanted
@@ -74,6 +74,8 @@ class Actor:
         self._watch: Watch | None = None
         self._traffic: PodTraffic | None = None
         self.activity: Activity | None = None
+        self.deaf_until: float | None = None  # when it is tried again to take up its network; None: all is well
+        self.deaf_tries = 0
         self.orders = Orders(record.id)
         self._callers = Callers()
         self.not_before: dict[Verb, float] = {}
@@ -116,6 +118,11 @@ class Actor:
 
     async def adopt(self) -> None:
         """Take up the container that the record names: its keeper, its network."""
+        await self.adopt_keeper()
+        await self.open_traffic()
+
+    async def adopt_keeper(self) -> None:
+        """Raises KeeperGoneError."""
         record = self.record
         self._keeper = Keeper(self.services.config.run, record.pod.container)
         self._started_at = time.time()
@@ -127,7 +134,6 @@ class Actor:
                 or processes.writable_layer_of_bundle(Path(state.bundle))
                 or record.pod.upper
             )
-        await self.open_traffic()
 
     async def open_traffic(self) -> None:
         if self._traffic is None:
@@ -142,6 +148,12 @@ class Actor:
             traffic, self._traffic = self._traffic, None
             with contextlib.suppress(KybernateError, OSError):
                 await traffic.release()
+            await traffic.close()
+
+    async def shut_traffic(self) -> None:
+        """Sockets go, rules stay as they are."""
+        if self._traffic is not None:
+            traffic, self._traffic = self._traffic, None
             await traffic.close()
 
     async def watch_keeper(self) -> None:
@@ -350,7 +362,7 @@ class Actor:
             while self.record.phase != Phase.ENDED:
                 self._poked.clear()
                 now = time.time()
-                await sleep.keep_callers_out(self)
+                await network.see_to(self)
                 self.decision = decide(look(self, now), now)
                 if self.decision.verb is None:
                     await self._wait(self.decision.ask_at)
@@ -362,8 +374,7 @@ class Actor:
             self.finished.set()
         except asyncio.CancelledError:
             self.forget_keeper()
-            if self._traffic:
-                await asyncio.shield(self._traffic.close())
+            await asyncio.shield(self.shut_traffic())
             raise
 
     async def _wait(self, until: float | None) -> None:

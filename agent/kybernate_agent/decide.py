@@ -1,7 +1,8 @@
 """What to do next with one instance: a pure function of what is known and the time.
 
-The order of the questions is the priority: an end beats everything, a dead keeper beats sleeping and waking, a call
-that waits beats a person's order to sleep, an order beats the idle policy. A decision without a verb says when to ask
+The order of the questions is the priority: an end beats everything, a dead keeper beats sleeping and waking, as does a
+network in which nobody hears the calls; a call that waits beats a person's order to sleep, an order beats the idle
+policy. A decision without a verb says when to ask
 again; whatever happens in between (a packet, an order, a process that ends) asks again at once.
 
 Where the kubelet starts containers nothing is decided about a start: one that came is adopted, and until one comes the
@@ -44,6 +45,8 @@ def decide(view: View, now: float) -> Decision:
         return _gone(view, now) if view.kubelet else _without_keeper(view, now)
     if view.leaving:
         return _leaving(view, view.leaving, now)
+    if view.deaf_until is not None:
+        return Decision(ask_at=view.deaf_until)
     if (overdue := _overdue(view, now)) is not None:
         return overdue
     if view.copy_wanted and not view.wake_wanted and not view.ending:

@@ -46,6 +46,7 @@ def look(actor: Actor, now: float) -> View:
         anew=bool(record.given_up) or (actor.services.starter.kubelet and policy.anew_when_lost),
         down_since=actor.down_since,
         copy_wanted=bool(actor.copies),
+        deaf_until=actor.deaf_until,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from kybernate.errors import InvalidError, KybernateError, NotFoundError, RefusedError
-from kybernate_agent import probed, processes, sleep, wake
+from kybernate_agent import network, probed, processes, sleep, wake
 from kybernate_agent.actor import Actor
 from kybernate_agent.hookserver import HookServer
 from kybernate_agent.instance import Condition, Phase, Pod, Record, Verb, Wanted
@@ -175,18 +175,9 @@ class Node:
                     record.pod = msgspec.structs.replace(pod, **kept)
 
     async def _take_up(self, actor: Actor, phase: Phase, wake: bool) -> None:
-        await actor.adopt()
+        await actor.adopt_keeper()
         actor.prove_at = time.time() + self.services.config.prove_seconds
-        ports = actor.record.pod.held_ports
-        if phase == Phase.SUSPENDED:
-            await actor.traffic.watch(ports)
-            # What came while nobody listened was dropped and comes again; what came before lies in the sockets.
-            if actor.traffic.has_unread():
-                actor.call("data arrived while no agent ran")
-        elif phase == Phase.PARKED:
-            await actor.traffic.hold(ports)
-        else:
-            await actor.traffic.release()
+        await network.see_to(actor)  # where it fails the actor tries again
         if wake or (phase == Phase.PARKED and actor.record.wakes):
             actor.call(actor.record.wakes or "it was being woken")
 

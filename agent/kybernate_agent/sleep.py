@@ -26,7 +26,6 @@ from kybernate_agent.keepers import KeeperError, KeeperState, ended
 from kybernate_agent.look import moved_since_decision
 from kybernate_agent.stage import AbortedError, Stage
 from kybernate_agent.thaw import thaw
-from kybernate_agent.traffic.pod import Mode
 
 if TYPE_CHECKING:
     from kybernate_agent.actor import Actor
@@ -81,20 +80,6 @@ async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
         await asyncio.shield(traffic.release())
         raise
     record.enter(Phase.SUSPENDED, time.time())
-
-
-async def keep_callers_out(actor: Actor) -> None:
-    """Ordered to stay asleep in memory: calls must not reach its sockets, they are refused; until it may wake again."""
-    record = actor.record
-    if record.phase != Phase.SUSPENDED or not actor.has_traffic:
-        return
-    try:
-        if actor.policy.down and actor.traffic.mode is Mode.WATCHING:
-            await actor.traffic.hold(record.pod.held_ports)
-        elif not actor.policy.down and actor.traffic.mode is Mode.HOLDING and record.leaving is None:
-            await actor.traffic.watch(record.pod.held_ports)
-    except KybernateError as error:
-        actor.say(Condition(type="Degraded", status="True", reason="Rules", message=str(error), at=time.time()))
 
 
 async def _let_it_accept(actor: Actor) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_bed import Agent, agent_on, eventually
+from agent_bed import Agent, agent_on, ask, eventually
+from kybernate_agent.traffic.netlink import in_netns
+from kybernate_agent.traffic.podsockets import PodSockets
 from kybernate_shim import cgroup
 from node_bed import NodeBed
 
@@ -127,3 +129,34 @@ def test_a_thaw_that_misses_its_deadline_leaves_a_sleeper_that_the_next_one_wake
     found = agent.wait("held", "Running")
     assert (found.container_id, list(found.conditions)) == (before.container_id, [])
     agent.delete_all()
+
+
+def test_a_network_that_the_agent_cannot_take_up_is_said_and_taken_up_later(agent: Agent) -> None:
+    """Another program has the pod's queue when the agent starts."""
+    agent.apply("deaf")
+    agent.ready("deaf")
+    born = agent.ask("deaf").born
+    agent.order("suspend", "deaf")
+    ip = agent.get("deaf").ip
+    agent.kill()
+    other = in_netns(f"/proc/{init_of_kept(agent)}/ns/net", PodSockets)
+    try:
+        other.queue.bind()
+        agent.start()
+        said = eventually(lambda: {c.type: c for c in agent.get("deaf").conditions}.get("Degraded"), 30, "it is said")
+        assert (said.status, said.reason) == ("True", "NoTraffic")
+        assert "another listener" in said.message
+        assert agent.get("deaf").state == "Suspended"
+    finally:
+        other.close()
+    eventually(lambda: not agent.get("deaf").conditions, 120, "it is taken up")
+    assert ask(ip).born == born
+    agent.wait("deaf", "Running")
+    agent.delete_all()
+
+
+def init_of_kept(agent: Agent) -> int:
+    """Of the one container, without asking the agent."""
+    found = [json.loads(path.read_bytes()) for path in (agent.bed.run / "keepers").glob("*/state.json")]
+    (init,) = [each["init_pid"] for each in found if each["state"] == "frozen"]
+    return int(init)

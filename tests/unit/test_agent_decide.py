@@ -77,6 +77,10 @@ CASES = [
     Case("a deletion beats everything", view(P, deleting=True, wake_wanted=True, keeper_alive=False), Verb.END),
     Case("a lost one waits for a person", view(Phase.LOST, wake_wanted=True), None),
     Case("its callers are told", view(Phase.LOST, held_since=NOW - 1), Verb.RESET),
+    Case("whose calls nobody hears stays as it is", view(R, since=0, last_activity=0, deaf_until=NOW + 5), None),
+    Case("asleep, too", view(S, since=0, wake_wanted=True, deaf_until=NOW + 5), None),
+    Case("but it is ended", view(P, deleting=True, deaf_until=NOW + 5), Verb.END),
+    Case("and rescued", view(S, keeper_alive=False, deaf_until=NOW + 5), Verb.RESCUE),
 ]
 
 
@@ -87,6 +91,10 @@ def test_decide(case: Case) -> None:
     if case.next_verb is not None:
         assert decision.next_verb == case.next_verb
         assert decision.next_at == pytest.approx(case.next_at)
+
+
+def test_who_is_deaf_is_asked_again_in_time() -> None:
+    assert decide(view(S, wake_wanted=True, deaf_until=NOW + 5), NOW).ask_at == NOW + 5
 
 
 def test_a_waiting_decision_never_asks_later_than_it_must() -> None:
