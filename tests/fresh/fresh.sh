@@ -53,7 +53,7 @@ clone() {
 
 # As pid 1 of the tree's own process ids: everything in it ends when the command does. The tree becomes the root of the
 # mount namespace, not a mere chroot: in one, CRIU refuses (`The root task has another root than mntns`). Packages and
-# wheels that were downloaded for one tree serve the next.
+# wheels that were downloaded for one tree serve the next, and so does Kubernetes, which the first one builds.
 enter() {
     # shellcheck disable=SC2016 # the inner shell expands it
     unshare --mount --pid --fork --kill-child --ipc --uts --propagation private \
@@ -69,6 +69,8 @@ enter() {
             mkdir -p "$tree/run/lock" "$cache/apt/partial" "$cache/pip" "$tree/root/.cache/pip"
             mount --bind "$cache/apt" "$tree/var/cache/apt/archives"
             mount --bind "$cache/pip" "$tree/root/.cache/pip"
+            mkdir -p "$cache/kubernetes" "$tree/root/.cache/kybernate/kubernetes"
+            mount --bind "$cache/kubernetes" "$tree/root/.cache/kybernate/kubernetes"
             mkdir -p "$tree/run/machine"
             cd "$tree"
             pivot_root . run/machine
