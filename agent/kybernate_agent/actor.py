@@ -69,6 +69,7 @@ class Actor:
         self.told_to_end = False  # its application has heard the signal
         self.down_since = 0.0
         self.container_ready = True  # as the kubelet said last
+        self.starting = ""  # why it is awake and its idle time has not begun
         self.entering = Entering()  # commands of the kubelet on their way in
         self._keeper: Keeper | None = None
         self._watch: Watch | None = None

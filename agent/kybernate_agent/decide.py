@@ -182,7 +182,7 @@ def _awake(view: View, now: float) -> Decision:
         ask = min(ask, prove_at)
     if view.policy.suspend_after is None or view.policy.up:
         return Decision(ask_at=prove_at)
-    if in_flight:
+    if in_flight or view.starting:
         return Decision(ask_at=ask)
     at = max(view.last_activity, view.since) + view.policy.suspend_after
     reason = f"idle for {view.policy.suspend_after:g} s"

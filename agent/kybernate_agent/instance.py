@@ -255,4 +255,5 @@ class View:
     anew: bool = False  # its state is lost, and it may begin anew
     down_since: float = 0.0  # when it was ordered to sleep for good
     copy_wanted: bool = False  # a checkpoint of it
+    starting: bool = False  # awake, and it does not serve yet: its idle time has not begun
     deaf_until: float | None = None  # nobody hears its calls; when that is tried to mend again

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kybernate_agent import processes
-from kybernate_agent.instance import Phase, View
+from kybernate_agent.instance import Condition, Phase, View
 from kybernate_agent.traffic.activity import Activity, fold
 from kybernate_agent.traffic.sockdiag import State
 
@@ -14,9 +14,18 @@ if TYPE_CHECKING:
     from kybernate_agent.actor import Actor
 
 
+STARTING = {
+    "NotListening": "it does not listen on {ports} yet",
+    "NotReady": "the kubelet does not find its container ready",
+}
+
+
 def look(actor: Actor, now: float) -> View:
     record, state, policy = actor.record, actor.last_keeper, actor.policy
     activity = sample(actor, now)
+    if activity is None or not actor.keeper_watched:
+        actor.starting = ""
+    _say_starting(actor, now)
     member = record.member
     return View(
         phase=record.phase,
@@ -47,6 +56,7 @@ def look(actor: Actor, now: float) -> View:
         down_since=actor.down_since,
         copy_wanted=bool(actor.copies),
         deaf_until=actor.deaf_until,
+        starting=bool(actor.starting),
     )
 
 
@@ -68,9 +78,23 @@ def sample(actor: Actor, now: float) -> Activity | None:
     activity = actor.activity = fold(actor.activity, found, now, ports)
     # One that does not listen yet is starting, however silent: it loads its model. One that the kubelet finds not ready
     # is starting too, or has taken itself out of service: asleep it would be answered for as if it were ready.
-    starting = not listening.intersection(ports) or not actor.container_ready
-    record.last_activity = max(record.last_activity, now if starting else activity.last_activity)
+    listens = listening.intersection(ports)
+    actor.starting = "NotListening" if not listens else "" if actor.container_ready else "NotReady"
+    record.last_activity = max(record.last_activity, now if actor.starting else activity.last_activity)
     return activity
+
+
+def _say_starting(actor: Actor, now: float) -> None:
+    """A condition while it is awake and its idle time has not begun: what it waits for."""
+    record, before = actor.record, actor.record.conditions
+    if actor.starting:
+        ports = ", ".join(map(str, actor.wanted.ports)) or "any port"
+        what = STARTING[actor.starting].format(ports=ports) + "; until then it does not go to sleep by itself"
+        record.set_condition(Condition(type="Starting", status="True", reason=actor.starting, message=what, at=now))
+    else:
+        record.clear_condition("Starting")
+    if record.conditions != before:
+        actor.services.changed(record.id)
 
 
 def moved_since_decision(actor: Actor) -> bool:

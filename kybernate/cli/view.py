@@ -39,10 +39,10 @@ def row(instance: pb.Instance, state: str = "") -> list[str]:
 
 
 def next_step(instance: pb.Instance) -> str:
-    """`suspend in 42s`."""
+    """`suspend in 42s`. Without a time that has passed: it was put off since, and a cluster is not told each time."""
     if not instance.next_verb:
         return "-"
-    if not instance.HasField("next_at"):
+    if not instance.HasField("next_at") or _seconds(instance.next_at) <= time.time():
         return instance.next_verb
     return f"{instance.next_verb} in {span(_seconds(instance.next_at) - time.time())}"
 

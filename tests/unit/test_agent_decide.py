@@ -77,6 +77,8 @@ CASES = [
     Case("a deletion beats everything", view(P, deleting=True, wake_wanted=True, keeper_alive=False), Verb.END),
     Case("a lost one waits for a person", view(Phase.LOST, wake_wanted=True), None),
     Case("its callers are told", view(Phase.LOST, held_since=NOW - 1), Verb.RESET),
+    Case("one that starts", view(R, since=NOW - 99, starting=True), None),
+    Case("an order puts to sleep what starts", view(R, starting=True, order=Order(Verb.SUSPEND, NOW)), Verb.SUSPEND),
     Case("whose calls nobody hears stays as it is", view(R, since=0, last_activity=0, deaf_until=NOW + 5), None),
     Case("asleep, too", view(S, since=0, wake_wanted=True, deaf_until=NOW + 5), None),
     Case("but it is ended", view(P, deleting=True, deaf_until=NOW + 5), Verb.END),
@@ -91,6 +93,13 @@ def test_decide(case: Case) -> None:
     if case.next_verb is not None:
         assert decision.next_verb == case.next_verb
         assert decision.next_at == pytest.approx(case.next_at)
+
+
+def test_nothing_is_next_for_one_that_starts() -> None:
+    """Its idle time has not begun, so nobody can say when it ends."""
+    found = decide(view(R, starting=True), NOW)
+    assert (found.next_verb, found.next_at) == (None, None)
+    assert found.ask_at is not None
 
 
 def test_who_is_deaf_is_asked_again_in_time() -> None:
