@@ -141,11 +141,16 @@ class Agent:
 
 
 def ask(ip: str, port: int = 8080, seconds: float = 30) -> Answer:
-    with socket.create_connection((ip, port), timeout=seconds) as connection:
-        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        said = b""
-        while data := connection.recv(65536):
-            said += data
+    doing = "no connection"
+    try:
+        with socket.create_connection((ip, port), timeout=seconds) as connection:
+            doing = "connected, but no answer"
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            said = b""
+            while data := connection.recv(65536):
+                said += data
+    except TimeoutError:
+        raise TimeoutError(f"{ip}:{port}: {doing} within {seconds:g} s") from None
     count, born = said.rpartition(b"\r\n\r\n")[2].split()
     return Answer(int(count), born.decode())
 
