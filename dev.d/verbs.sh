@@ -80,6 +80,7 @@ verb_test() {
     fi
     failed=
     check "tests/unit" "$PYTHON" -m pytest -p no:cacheprovider --durations=5 ${junit:+"--junitxml=$junit/unit.xml"} tests/unit
+    check "Kubernetes" python_as_root -m kybernate.lab.kubernetes
     check "tests with containers and clusters" python_as_root tests/suites.py ${junit:+--junit "$junit"}
     [ -z "$failed" ] || die "failed:$failed"
     say "tests: all passed"

@@ -1,9 +1,9 @@
-"""Run the suites that need root, in lanes side by side: a suite waits most of its time, and two fit a small machine.
+"""Run the suites that need root, in lanes side by side: a suite waits most of its time, and three fit a small machine.
 
     python tests/suites.py [--junit FOLDER]
 
 A lane's suites run one after the other, all of them also when one fails. Each line of a suite is printed as it comes;
-lines of two suites mix, and a report of failures names its tests. On a machine with cgroup v1 the tests with real
+lines of several mix, and a report of failures names its tests. On a machine with cgroup v1 the tests with real
 containers run once more on v2: mounted in place of v1 in a private mount namespace, runc takes it for the machine's.
 SIGINT, SIGTERM and SIGHUP are passed on to what runs, once; it has `GRACE_SECONDS` to clean up.
 Exit status: 0 when all passed, 1 when one failed, 130 when interrupted.
@@ -24,6 +24,16 @@ from pathlib import Path
 
 GRACE_SECONDS = 180.0
 LAST_WORDS_SECONDS = 10.0
+WHOLE_PRODUCT = (
+    "test_product*.py",
+    "test_deploy*.py",
+    "test_demo.py",
+    "test_examples.py",
+    "test_lab*.py",
+    "test_vm*.py",
+)
+API_SERVER_ALONE = ("test_crds.py", "test_kube*.py", "test_controller*.py")
+"""Files of tests/cluster; the others want one node."""
 MOUNT_V2 = 'mount -t cgroup2 none /sys/fs/cgroup && exec "$@"'
 ON_V2 = ("unshare", "--mount", "--propagation", "private", "sh", "-c", MOUNT_V2, "sh")
 
@@ -98,21 +108,33 @@ class Run:
 
 
 def lanes(junit: Path | None) -> list[list[Suite]]:
-    """The longest lane first. Kubernetes is built, where it is not in the cache, before a cluster is asked for."""
+    """The longest lane first."""
 
-    def suite(name: str, folder: str, inside: tuple[str, ...] = ()) -> Suite:
-        words = ["-m", "pytest", "-p", "no:cacheprovider", "--durations=5", folder]
+    def suite(name: str, *paths: str, inside: tuple[str, ...] = ()) -> Suite:
+        words = ["-m", "pytest", "-p", "no:cacheprovider", "--durations=5"]
         if junit is not None:
             words.append(f"--junitxml={junit}/{name.replace('/', '-').replace(' ', '-')}.xml")
-        return Suite(name, tuple(words), inside)
+        return Suite(name, (*words, *paths), inside)
 
-    node = [suite("tests/node", "tests/node")]
+    product, api, node = shares(Path("tests/cluster"), WHOLE_PRODUCT, API_SERVER_ALONE)
+    containers = [suite("tests/node", "tests/node")]
     if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
-        node.append(suite("tests/node on cgroup v2", "tests/node", ON_V2))
+        containers.append(suite("tests/node on cgroup v2", "tests/node", inside=ON_V2))
     return [
-        [Suite("Kubernetes", ("-m", "kybernate.lab.kubernetes")), suite("tests/cluster", "tests/cluster")],
-        [*node, suite("tests/faults", "tests/faults")],
+        [suite("tests/cluster: product", *product)],
+        [suite("tests/cluster: one node", *node)],
+        [*containers, suite("tests/faults", "tests/faults"), suite("tests/cluster: API server", *api)],
     ]
+
+
+def shares(folder: Path, *kinds: Sequence[str]) -> list[list[str]]:
+    """The folder's test files by kind, each a list of patterns; at the end those of no kind. No file is left out."""
+    rest = sorted(folder.glob("test_*.py"))
+    found = []
+    for patterns in kinds:
+        found.append([file for file in rest if any(file.match(pattern) for pattern in patterns)])
+        rest = [file for file in rest if file not in found[-1]]
+    return [[str(file) for file in files] for files in (*found, rest)]
 
 
 def main(words: Sequence[str]) -> int:
