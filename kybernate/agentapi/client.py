@@ -95,6 +95,10 @@ class AgentClient:
         """One instance. Raises NotFoundError."""
         return self._call("Get", self._stub.Get, pb.GetRequest(name=name))
 
+    def find(self, name: str) -> list[pb.Instance]:
+        """The instance of that name, or all of the workload of that name: one, here. Raises NotFoundError."""
+        return [self.get(name)]
+
     def watch(self, name: str = "", *, deadline_seconds: float | None = None) -> Iterator[pb.WatchEvent]:
         """What exists, a SYNCED, then every change until the caller stops iterating, the agent ends, or the deadline
         passes (AgentDeadlineError)."""
@@ -131,6 +135,12 @@ class AgentClient:
         """
         calls = {"suspend": self._stub.Suspend, "park": self._stub.Park, "resume": self._stub.Resume}
         return self._call(verb.capitalize(), calls[verb], pb.VerbRequest(name=name, wait=wait), deadline_seconds)
+
+    def order_all(
+        self, verb: str, name: str, *, wait: bool = False, deadline_seconds: float = STEP_SECONDS
+    ) -> list[pb.Instance | KybernateError]:
+        """`order` for each instance of that name or workload: one, here. Raises NotFoundError, and what it raises."""
+        return [self.order(verb, name, wait=wait, deadline_seconds=deadline_seconds)]
 
     def logs(self, name: str, *, follow: bool = False, tail_lines: int | None = None) -> Iterator[pb.LogChunk]:
         """What the container wrote, oldest first. Raises NotFoundError."""

@@ -11,7 +11,6 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -19,14 +18,14 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 import yaml
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from kybernate.agentapi._pb import agent_pb2 as pb
 from kybernate.agentapi.client import QUICK_SECONDS, STEP_SECONDS
 from kybernate.api import names
 from kybernate.api.gpuinstance import GpuInstance
 from kybernate.api.objects import Metadata, Object
-from kybernate.errors import DeadlineError, InvalidError, NotFoundError, RefusedError
+from kybernate.cli.message import message_of, time_of
+from kybernate.errors import DeadlineError, InvalidError, KybernateError, NotFoundError, RefusedError
 from kybernate.kube.client import APPLY_PATCH, Client
 from kybernate.kube.connection import Request
 from kybernate.kube.credentials import load_credentials
@@ -45,6 +44,11 @@ class ClusterDeadlineError(DeadlineError):
 
 class SeveralInstancesError(InvalidError):
     """{workload} has several instances: {instances}. Name one of them."""
+
+
+class OneOfSeveralError(InvalidError):
+    """{instance} is one of several instances of {workload}. `kybernate delete {workload}` ends them all; the last ones
+    go with `kubectl scale gw {workload} --replicas N`."""
 
 
 class OtherKindError(InvalidError):
@@ -120,12 +124,14 @@ class ClusterClient:
         found = self._run(self._client.list(GPU_INSTANCES, GpuInstance, self._namespace or None)).items
         return [message_of(each) for each in sorted(found, key=lambda i: (i.metadata.namespace, i.metadata.name))]
 
-    def get(self, name: str) -> pb.Instance:
-        """One instance, with its events. Raises NotFoundError, SeveralInstancesError."""
-        instance = self._run(self._find(name))
+    def find(self, name: str) -> list[pb.Instance]:
+        """The instance of that name, or all of the workload of that name, with their events. Raises NotFoundError."""
+        return [self._told(each) for each in self._run(self._find_all(name))]
+
+    def _told(self, instance: GpuInstance) -> pb.Instance:
         message = message_of(instance)
         for event in self._run(self._events(instance)):
-            message.events.add(at=_time(_when(event)), type=event.type, reason=event.reason, message=event.message)
+            message.events.add(at=time_of(_when(event)), type=event.type, reason=event.reason, message=event.message)
         if instance.spec.pod:
             with contextlib.suppress(ApiNotFoundError):
                 pod = self._run(self._client.get(PODS, _Pod, instance.spec.pod, instance.metadata.namespace))
@@ -175,20 +181,27 @@ class ClusterClient:
 
     async def _find(self, name: str) -> GpuInstance:
         """By its own name, or by that of the workload whose only one it is."""
+        found = await self._find_all(name)
+        if len(found) > 1:
+            names_ = ", ".join(each.metadata.name for each in found)
+            raise SeveralInstancesError(workload=name, instances=names_)
+        return found[0]
+
+    async def _find_all(self, name: str) -> list[GpuInstance]:
+        """At least one. By its own name, or by that of their workload, in the order of their ordinals."""
         namespace = self._one_namespace()
         with contextlib.suppress(ApiNotFoundError):
-            return await self._client.get(GPU_INSTANCES, GpuInstance, name, namespace)
-        found = (await self._client.list(
-            GPU_INSTANCES, GpuInstance, namespace, field_selector=f"spec.workload={name}"
-        )).items  # fmt: skip
+            return [await self._client.get(GPU_INSTANCES, GpuInstance, name, namespace)]
+        found = await self._of_workload(name, namespace)
         if not found:
             raise NotFoundError(
                 f"no workload or instance in namespace {namespace} is called {name!r}; list them with `kybernate get`"
             )
-        if len(found) > 1:
-            names_ = ", ".join(sorted(each.metadata.name for each in found))
-            raise SeveralInstancesError(workload=name, instances=names_)
-        return found[0]
+        return sorted(found, key=lambda each: (each.spec.ordinal, each.metadata.name))
+
+    async def _of_workload(self, name: str, namespace: str) -> list[GpuInstance]:
+        selector = f"spec.workload={name}"
+        return (await self._client.list(GPU_INSTANCES, GpuInstance, namespace, field_selector=selector)).items
 
     def _one_namespace(self) -> str:
         if not self._namespace:
@@ -247,7 +260,10 @@ class ClusterClient:
             )
         except ApiNotFoundError:
             instance = await self._find(name)
-            name = instance.spec.workload or name
+            workload = instance.spec.workload or name
+            if len(await self._of_workload(workload, namespace)) > 1:
+                raise OneOfSeveralError(instance=name, workload=workload) from None
+            name = workload
             await self._client.delete(
                 GPU_WORKLOADS, name, namespace, propagation="Foreground" if wait else "Background"
             )
@@ -262,12 +278,23 @@ class ClusterClient:
             await asyncio.sleep(LOOK_SECONDS)
         return name
 
-    def order(self, verb: str, name: str, *, wait: bool = False, deadline_seconds: float = STEP_SECONDS) -> pb.Instance:
-        """One step, ordered from the node's agent. Raises NotFoundError, RefusedError, ClusterDeadlineError."""
-        return message_of(self._run(self._order(verb, name, wait, deadline_seconds)))
+    def order_all(
+        self, verb: str, name: str, *, wait: bool = False, deadline_seconds: float = STEP_SECONDS
+    ) -> list[pb.Instance | KybernateError]:
+        """One step of the instance, or of each of the workload, all at the same time, ordered from their nodes' agents.
+        What became of each: RefusedError, ClusterDeadlineError, ApiErrors. Raises NotFoundError."""
+        return self._run(self._order_all(verb, name, wait, deadline_seconds))
 
-    async def _order(self, verb: str, name: str, wait: bool, seconds: float) -> GpuInstance:
-        instance = await self._find(name)
+    async def _order_all(self, verb: str, name: str, wait: bool, seconds: float) -> list[pb.Instance | KybernateError]:
+        async def one(instance: GpuInstance) -> pb.Instance | KybernateError:
+            try:
+                return message_of(await self._order(verb, instance, wait, seconds))
+            except KybernateError as error:
+                return error
+
+        return await asyncio.gather(*(one(each) for each in await self._find_all(name)))
+
+    async def _order(self, verb: str, instance: GpuInstance, wait: bool, seconds: float) -> GpuInstance:
         name, namespace = instance.metadata.name, instance.metadata.namespace
         id_ = secrets.token_hex(4)
         patch = {"metadata": {"annotations": {names.ORDER: f"{verb} {id_}"}}}
@@ -323,50 +350,6 @@ class ClusterClient:
         argv += ["exec", f"--namespace={instance.metadata.namespace}", instance.spec.pod]
         argv += [f"--container={instance.spec.policy.container}", "--stdin"]
         return [*argv, *(["--tty"] if tty else []), "--"]
-
-
-def message_of(instance: GpuInstance) -> pb.Instance:
-    """A GpuInstance in the form that the CLI shows."""
-    status, spec = instance.status, instance.spec
-    message = pb.Instance(
-        name=instance.metadata.name,
-        workload=spec.workload,
-        namespace=instance.metadata.namespace,
-        state="Ending" if instance.metadata.deletion_timestamp else status.state or "Waiting",
-        tier=status.tier.replace("-", ""),
-        since=_time(status.since),
-        ram_bytes=status.ram_bytes,
-        stored_bytes=status.stored_bytes,
-        last_activity=_time(status.last_activity),
-        epoch=status.epoch,
-        uid=status.pod_uid or spec.pod_uid,
-        node=status.node_name or spec.node_name,
-    )
-    if status.next is not None:
-        message.next_verb = status.next.verb
-        if (at := _time(status.next.at)) is not None:
-            message.next_at.CopyFrom(at)
-    if status.last_wake is not None:
-        message.last_wake_seconds, message.last_wake_from = status.last_wake.seconds, status.last_wake.source
-    for c in status.conditions:
-        message.conditions.add(
-            type=c.type, status=c.status, reason=c.reason, message=c.message,
-            last_transition=_time(c.last_transition_time),
-        )  # fmt: skip
-    for t in status.history:
-        message.history.add(
-            at=_time(t.at), verb=t.verb, seconds=t.seconds, outcome=t.outcome, message=t.message,
-            phase_seconds=t.phases,
-        )  # fmt: skip
-    return message
-
-
-def _time(text: str) -> Timestamp | None:
-    if not text:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(datetime.fromisoformat(text))
-    return stamp
 
 
 def _when(event: _Event) -> str:

@@ -1,19 +1,21 @@
-"""What suspend, park and resume have in common: one instance, one step, told or waited for."""
+"""What suspend, park and resume have in common: a step of one instance or of all of a workload, told or waited for."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 
 from kybernate.cli import output, view
 from kybernate.cli.connection import connect
 from kybernate.cli.progress import Progress
+from kybernate.errors import KybernateError
 
 WAIT = "5m"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """A name, --wait and its --timeout, -o."""
-    parser.add_argument("name", help="an instance (chat-0), or a workload that has one (chat)")
+    parser.add_argument("name", help="an instance (chat-0), or a workload (chat): all its instances")
     add_wait(parser, "return when the step is done, and with its error if it fails")
     output.add_format(parser)
 
@@ -35,14 +37,19 @@ def duration(text: str) -> float:
 
 
 def order(verb: str, options: argparse.Namespace) -> int:
-    """Order `verb` from the agent and print the instance."""
+    """Order `verb` and print each instance that took it. Raises the last error; those before it are printed."""
     with connect(options) as client, Progress(f"{verb} {options.name}"):
-        instance = client.order(verb, options.name, wait=options.wait, deadline_seconds=options.timeout)
+        ended = client.order_all(verb, options.name, wait=options.wait, deadline_seconds=options.timeout)
+    failed = [each for each in ended if isinstance(each, KybernateError)]
+    done = [each for each in ended if not isinstance(each, KybernateError)]
     if options.output != "table":
-        output.print_data(view.plain(instance), options.output)
-    elif options.wait:
+        view.print_all(done, options.output, one=len(ended) == 1)
+    for instance in done if options.output == "table" else ():
         tier = f", state in {instance.tier}" if instance.tier else ""
-        print(f"{instance.name}: {instance.state}{tier}")
-    else:
-        print(f"{instance.name}: {verb} ordered, now {instance.state}")
+        now = f"{instance.state}{tier}" if options.wait else f"{verb} ordered, now {instance.state}"
+        print(f"{instance.name}: {now}", flush=True)
+    for error in failed[:-1]:
+        print(f"kybernate: {error}", file=sys.stderr)
+    if failed:
+        raise failed[-1]
     return 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from kybernate.cli.output import BLUE, DIM, GREEN, RED, YELLOW, size, span
+from kybernate.cli.output import BLUE, DIM, GREEN, RED, YELLOW, print_data, size, span
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -52,6 +53,13 @@ def last_wake(instance: pb.Instance) -> str:
     if not instance.HasField("last_wake_seconds"):
         return "-"
     return f"{instance.last_wake_seconds:.3g}s from {instance.last_wake_from}"
+
+
+def print_all(instances: Sequence[pb.Instance], form: str, *, one: bool) -> None:
+    """As JSON or YAML: a list, or where it is about `one` that one itself."""
+    data = [plain(each) for each in instances]
+    if not one or data:
+        print_data(data[0] if one else data, form)
 
 
 def plain(instance: pb.Instance) -> dict[str, Any]:

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 from agent_bed import eventually
 from crd_bed import install
 
 from kybernate.api.gpuinstance import GpuInstance
-from kybernate.kube.resource import GPU_INSTANCES, Resource
+from kybernate.kube.resource import GPU_INSTANCES, GPU_WORKLOADS, Resource
 from kybernate.lab.cluster.apiserver import ApiServerBed
 
 SPACE = "cli"
@@ -71,21 +73,28 @@ class Cli:
 
         asyncio.run(do())
 
-    def status(self, **status: Any) -> None:
+    def delete(self, resource: Resource, name: str) -> None:
+        async def do() -> None:
+            async with self.bed.client() as client:
+                await client.delete(resource, name, SPACE)
+
+        asyncio.run(do())
+
+    def status(self, instance: str = "chat-0", /, **status: Any) -> None:
         """What the agent of the node would say."""
 
         async def do() -> None:
             async with self.bed.client() as client:
                 await client.merge_patch(
-                    GPU_INSTANCES, GpuInstance, "chat-0", {"status": status}, SPACE, subresource="status"
+                    GPU_INSTANCES, GpuInstance, instance, {"status": status}, SPACE, subresource="status"
                 )
 
         asyncio.run(do())
 
-    def instance(self) -> GpuInstance:
+    def instance(self, name: str = "chat-0") -> GpuInstance:
         async def do() -> GpuInstance:
             async with self.bed.client() as client:
-                return await client.get(GPU_INSTANCES, GpuInstance, "chat-0", SPACE)
+                return await client.get(GPU_INSTANCES, GpuInstance, name, SPACE)
 
         return asyncio.run(do())
 
@@ -96,7 +105,7 @@ def cli(apiserver: ApiServerBed) -> Iterator[Cli]:
     apiserver.create_namespace(SPACE)
     cli = Cli(apiserver)
     cli.create(GPU_INSTANCES, INSTANCE)
-    cli.status(**STATUS)
+    cli.status("chat-0", **STATUS)
     yield cli
     apiserver.reset()
 
@@ -165,3 +174,67 @@ def test_watch_follows_changes(cli: Cli) -> None:
             assert watching.stdout.readline().split()[:3] == ["chat-0", "Running", "-"]
         finally:
             watching.kill()
+
+
+TWINS = ("twin-0", "twin-1")
+
+
+@pytest.fixture
+def twins(cli: Cli) -> Iterator[Cli]:
+    """A workload with two instances."""
+    for ordinal, name in enumerate(TWINS):
+        spec = {"workload": "twin", "ordinal": ordinal, "nodeName": "n1", "pod": name, "policy": {"container": "app"}}
+        cli.create(GPU_INSTANCES, {**INSTANCE, "metadata": {"name": name, "namespace": SPACE}, "spec": spec})
+        cli.status(name, state="Suspended", tier="RAM", nodeName="n1")
+    yield cli
+    for name in TWINS:
+        cli.delete(GPU_INSTANCES, name)
+
+
+def test_a_workloads_name_shows_all_its_instances(twins: Cli) -> None:
+    assert [line.split()[0] for line in twins("get", "twin").out.splitlines()] == ["NAME", *TWINS]
+    assert [each["name"] for each in json.loads(twins("get", "twin", "-o", "json").out)] == [*TWINS]
+    assert json.loads(twins("get", "twin-1", "-o", "json").out)["name"] == "twin-1"
+    described = twins("describe", "twin").out
+    assert [line.split()[1] for line in described.splitlines() if line.startswith("Name:")] == [*TWINS]
+
+
+@pytest.mark.parametrize(
+    "words", [("logs", "twin"), ("exec", "twin", "--", "true"), ("checkpoint", "twin", "--as", "x")]
+)
+def test_where_it_must_be_one_the_names_are_told(twins: Cli, words: tuple[str, ...]) -> None:
+    ended = twins(*words)
+    assert (ended.status, ended.out) == (2, "")
+    assert "twin has several instances: twin-0, twin-1. Name one of them." in ended.err
+
+
+def test_one_of_several_is_not_deleted_with_the_others(twins: Cli) -> None:
+    twins.create(GPU_WORKLOADS, {**yaml.safe_load(WORKLOAD), "metadata": {"name": "twin"}})
+    ended = twins("delete", "twin-1")
+    assert (ended.status, "kubectl scale gw twin" in ended.err) == (2, True)
+    assert twins("delete", "twin").status == 0
+
+
+def order_of(cli: Cli, name: str) -> str:
+    return cli.instance(name).metadata.annotations.get("kybernate.io/order", "")
+
+
+def test_an_order_for_a_workload_is_one_for_each_instance(twins: Cli) -> None:
+    assert twins("park", "twin-1").out == "twin-1: park ordered, now Suspended\n"
+    assert (order_of(twins, "twin-0"), order_of(twins, "twin-1").split()[0]) == ("", "park")
+    ordered = twins("park", "twin")
+    assert ordered.out.splitlines() == [f"{name}: park ordered, now Suspended" for name in TWINS]
+    assert [order_of(twins, name).split()[0] for name in TWINS] == ["park", "park"]
+
+
+def test_what_one_refuses_the_others_do(twins: Cli) -> None:
+    ended: list[Ended] = []
+    waiting = threading.Thread(target=lambda: ended.append(twins("resume", "twin", "--wait")))
+    waiting.start()
+    for name, outcome in zip(TWINS, ("refused", "done"), strict=True):
+        verb, id_ = eventually(partial(order_of, twins, name), 60, f"{name} is ordered").split()
+        order = {"id": id_, "verb": verb, "outcome": outcome, "message": "it is StateLost"}
+        twins.status(name, order=order, state="Running", tier="-")
+    waiting.join(60)
+    assert (ended[0].status, ended[0].out) == (20, "twin-1: Running\n")
+    assert "twin-0: it is StateLost" in ended[0].err

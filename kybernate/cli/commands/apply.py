@@ -1,7 +1,8 @@
 """Take over the workloads of manifests: create them, or bring them to what the manifests say.
 
-All manifests are checked first, and every problem is told with file, line and field; nothing is sent to the agent
-before all of them are right.
+Without a cluster all manifests are checked first, every problem is told with file, line and field, and nothing is sent
+to the agent before all of them are right. On a cluster the API server checks them, one after the other, and names the
+field of the first problem; what came before it is applied.
 """
 
 from __future__ import annotations

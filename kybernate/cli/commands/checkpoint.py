@@ -12,7 +12,7 @@ SUMMARY = "make a lasting copy of an instance (needs a cluster)"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="an instance (chat-0), or a workload that has one (chat)")
+    parser.add_argument("name", help="an instance (chat-0), or a workload that has only one (chat)")
     parser.add_argument("--as", dest="named", required=True, metavar="CHECKPOINT", help="what the copy is called")
     add_wait(parser, "return when the copy is complete, and with the reason if there is none")
     output.add_format(parser)

@@ -1,4 +1,6 @@
-"""Everything about one instance: where it stands, what it went through, and what a person should know."""
+"""Everything about an instance, or each of a workload: where it stands, what it went through, and what a person should
+know.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,18 @@ from kybernate.cli.output import RED, YELLOW, paint, size
 if TYPE_CHECKING:
     from kybernate.agentapi._pb import agent_pb2 as pb
 
-SUMMARY = "show everything about one instance"
+SUMMARY = "show everything about an instance"
 _OF_ONE_MACHINE = ("Image", "Container", "Sandbox", "Process")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="an instance (chat-0), or a workload that has one (chat)")
+    parser.add_argument("name", help="an instance (chat-0), or a workload (chat): each of its instances")
 
 
 def run(options: argparse.Namespace) -> int:
     with connect(options) as client:
-        instance = client.get(options.name)
-    print("\n".join(_lines(instance)))
+        found = client.find(options.name)
+    print("\n\n\n".join("\n".join(_lines(instance)) for instance in found))
     return 0
 
 

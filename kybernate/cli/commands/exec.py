@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "-i", "--stdin", action="store_true", help="pass stdin on; without it the command reads nothing"
     )
     parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal; needs one itself")
-    parser.add_argument("name", help="an instance (chat-0), or a workload that has one (chat)")
+    parser.add_argument("name", help="an instance (chat-0), or a workload that has only one (chat)")
     parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
 
 

@@ -17,7 +17,9 @@ SUMMARY = "list instances"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", default="", help="only this instance or workload")
+    parser.add_argument(
+        "name", nargs="?", default="", help="only this instance (chat-0), or those of this workload (chat)"
+    )
     parser.add_argument("-w", "--watch", action="store_true", help="go on with every change, a line each")
     output.add_format(parser)
 
@@ -26,13 +28,12 @@ def run(options: argparse.Namespace) -> int:
     with connect(options) as client:
         if options.watch:
             if options.name:
-                client.get(options.name)  # what does not exist is an error, not an endless silence
+                client.find(options.name)  # what does not exist is an error, not an endless silence
             _follow(client.watch(options.name), options.output, _table(options), options.all_namespaces)
             return 0
-        found = [client.get(options.name)] if options.name else client.instances()
+        found = client.find(options.name) if options.name else client.instances()
     if options.output != "table":
-        data = [view.plain(instance) for instance in found]
-        output.print_data(data[0] if options.name else data, options.output)
+        view.print_all(found, options.output, one=bool(options.name) and len(found) == 1)
     elif not found:
         print("No instances. `kybernate apply -f FILE` makes some.")
     else:

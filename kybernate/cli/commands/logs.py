@@ -11,7 +11,7 @@ SUMMARY = "print what an instance's container wrote"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="an instance (chat-0), or a workload that has one (chat)")
+    parser.add_argument("name", help="an instance (chat-0), or a workload that has only one (chat)")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what is written from now on")
     parser.add_argument("--tail", type=_lines, metavar="LINES", help="begin with the last so many lines; default: all")
 
