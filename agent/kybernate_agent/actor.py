@@ -28,6 +28,7 @@ from kybernate_agent.probes import Entering
 from kybernate_agent.services import Services
 from kybernate_agent.stage import AbortedError, Stage
 from kybernate_agent.traffic.activity import Activity
+from kybernate_agent.traffic.load import Load
 from kybernate_agent.traffic.pod import PodTraffic
 from kybernate_agent.traffic.sockdiag import own_ports
 
@@ -75,6 +76,7 @@ class Actor:
         self._watch: Watch | None = None
         self._traffic: PodTraffic | None = None
         self.activity: Activity | None = None
+        self.load: Load | None = None
         self.deaf_until: float | None = None  # when it is tried again to take up its network; None: all is well
         self.deaf_tries = 0
         self.orders = Orders(record.id)

@@ -181,7 +181,7 @@ def _awake(view: View, now: float) -> Decision:
     if prove_at is not None:
         ask = min(ask, prove_at)
     if view.policy.suspend_after is None or view.policy.up:
-        return Decision(ask_at=prove_at)
+        return Decision(ask_at=ask if view.policy.target_in_flight else prove_at)
     if in_flight or view.starting:
         return Decision(ask_at=ask)
     at = max(view.last_activity, view.since) + view.policy.suspend_after

@@ -110,6 +110,7 @@ class Policy(msgspec.Struct, kw_only=True, frozen=True):
     wake_on_exec: bool = True
     state: str = "Auto"  # what a person orders for good: Auto, Running, Suspended, Parked
     keep_awake: bool = False
+    target_in_flight: int | None = None  # of so many requests in flight its load is told
     wake_to_end: bool = False  # onTerminate: Wake
     anew_when_lost: bool = False  # onStateLost: Start
 

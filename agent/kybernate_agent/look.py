@@ -6,14 +6,15 @@ import time
 from typing import TYPE_CHECKING
 
 from kybernate_agent import processes
-from kybernate_agent.instance import Condition, Phase, View
+from kybernate_agent.instance import Condition, Phase, Policy, View
 from kybernate_agent.traffic.activity import Activity, fold
+from kybernate_agent.traffic.load import Load, fold_load
 from kybernate_agent.traffic.sockdiag import State
 
 if TYPE_CHECKING:
     from kybernate_agent.actor import Actor
 
-
+LOAD_SAMPLE_SECONDS = 0.5
 STARTING = {
     "NotListening": "it does not listen on {ports} yet",
     "NotReady": "the kubelet does not find its container ready",
@@ -26,6 +27,7 @@ def look(actor: Actor, now: float) -> View:
     if activity is None or not actor.keeper_watched:
         actor.starting = ""
     _say_starting(actor, now)
+    _say_load(actor, activity, now)
     member = record.member
     return View(
         phase=record.phase,
@@ -45,7 +47,7 @@ def look(actor: Actor, now: float) -> View:
         unproven=record.unproven != 0,
         prove_at=actor.prove_at,
         deleting=actor.deleting,
-        sample_seconds=min(5.0, max(0.1, (policy.suspend_after or 5.0) / 10)),
+        sample_seconds=_sample_seconds(policy),
         kubelet=actor.services.starter.kubelet,
         offered=actor.offer is not None,
         leaving=record.leaving,
@@ -58,6 +60,11 @@ def look(actor: Actor, now: float) -> View:
         deaf_until=actor.deaf_until,
         starting=bool(actor.starting),
     )
+
+
+def _sample_seconds(policy: Policy) -> float:
+    seconds = min(5.0, max(0.1, (policy.suspend_after or 5.0) / 10))
+    return seconds if policy.target_in_flight is None else min(seconds, LOAD_SAMPLE_SECONDS)
 
 
 def _held_since(actor: Actor, now: float) -> float | None:
@@ -95,6 +102,17 @@ def _say_starting(actor: Actor, now: float) -> None:
         record.clear_condition("Starting")
     if record.conditions != before:
         actor.services.changed(record.id)
+
+
+def _say_load(actor: Actor, activity: Activity | None, now: float) -> None:
+    """How busy it is, while it is awake and somebody wants to know."""
+    before, policy = actor.load, actor.policy
+    actor.load = None
+    if activity is not None and policy.target_in_flight is not None:
+        requests = activity.requests(now, policy.max_in_flight)
+        actor.load = fold_load(before or Load(), requests, policy.target_in_flight, now)
+        if actor.load.word != (before or Load()).word:
+            actor.services.changed(actor.record.id)
 
 
 def moved_since_decision(actor: Actor) -> bool:

@@ -149,6 +149,7 @@ def policy_of(workload: GpuWorkloadObject, template: Template, keep_awake: bool)
         on_terminate=spec.on_terminate,
         on_state_lost=spec.on_state_lost,
         keep_awake=keep_awake,
+        target_in_flight=spec.wake.target_in_flight if spec.replicas > 1 else None,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from kybernate.api import names
 from kybernate.api.gpuinstance import InstanceSpec
 from kybernate.api.objects import Object, OwnerReference
 
@@ -16,6 +17,8 @@ RAM = "RAM"
 NVME = "NVME"
 STATE_LOST = "StateLost"
 WAITING = "Waiting"
+FULL = "Full"
+LOW = "Low"
 RESTORE_FAILED = "RestoreFailed"
 """The GpuInstance's condition while a wake does not work."""
 
@@ -132,6 +135,11 @@ class Pod(Object, kw_only=True, gc=False):
         return found is not None and found.status == "True"
 
     @property
+    def gated(self) -> bool:
+        """Whether it can be taken out of a Service: gates cannot be added to a pod."""
+        return any(gate.condition_type == names.SERVING for gate in self.spec.readiness_gates)
+
+    @property
     def terminal(self) -> bool:
         return self.status.phase in ("Failed", "Succeeded")
 
@@ -179,6 +187,7 @@ class InstanceStatus(Object, kw_only=True, gc=False):
     tier: str = ""
     node_name: str = ""
     pod_uid: str = msgspec.field(name="podUID", default="")
+    load: str = ""
     conditions: tuple[ObjectCondition, ...] = ()
 
     @property

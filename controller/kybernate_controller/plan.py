@@ -8,7 +8,7 @@ replaced, then what may be better is improved, and last what is the case is said
 from __future__ import annotations
 
 from kybernate.api.gpuworkload import GpuWorkloadObject
-from kybernate_controller import instances, resize, rollout, scale, serving, status, template
+from kybernate_controller import instances, resize, rollout, scale, serving, status, target, template
 from kybernate_controller.actions import Action, CheckTemplate, DeleteInstance, DeletePod, Event
 from kybernate_controller.objects import STATE_LOST, Instance
 from kybernate_controller.replica import Replica, Snapshot, in_order, replicas_of
@@ -34,6 +34,8 @@ def plan(snapshot: Snapshot, now: str) -> list[Action]:
     for replica in chosen.surplus:
         actions += _end(replica)
     awake = _kept_awake(workload, chosen.members)
+    need = target.of(workload, chosen.members, awake)
+    awake |= need.awake
     # Where one pod may not be made (a quota), the others need not be tried before it is tried again.
     may_create = usable and not snapshot.findings.refused
     for member in chosen.members:
@@ -43,7 +45,7 @@ def plan(snapshot: Snapshot, now: str) -> list[Action]:
     if usable:
         going = {action.uid for action in actions if isinstance(action, DeletePod)}
         actions += rollout.replace(workload, made.hash, chosen.members, going)
-    actions += serving.steps(chosen.members, pack=workload.spec.traffic == "Pack")
+    actions += serving.steps(chosen.members, pack=workload.spec.traffic == "Pack", surplus=need.surplus)
     release = workload.spec.idle.release_requests
     actions += resize.steps(chosen.members, made.container, release=release, unsized=snapshot.findings.unsized)
     if not tried and not made.problem:
@@ -91,8 +93,7 @@ def _kept_awake(workload: GpuWorkloadObject, members: list[Replica]) -> set[int]
     """The ordinals that `idle.minAwake` keeps awake: who is it already, then who is awake, then the lowest."""
 
     def rank(member: Replica) -> tuple[bool, bool, int]:
-        held = member.instance is not None and member.instance.spec.policy.keep_awake
-        return (not held, not member.awake, member.ordinal)
+        return (not member.held, not member.awake, member.ordinal)
 
     able = [member for member in members if member.state != STATE_LOST and not member.taken]
     return {member.ordinal for member in sorted(able, key=rank)[: workload.spec.idle.min_awake]}

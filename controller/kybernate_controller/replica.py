@@ -107,6 +107,16 @@ class Replica:
         return self.instance.status.pod_uid in ("", self.alive.metadata.uid)
 
     @property
+    def load(self) -> str:
+        """How busy it is, of `wake.targetInFlight`; empty where nobody says."""
+        return self.instance.status.load if self.instance is not None and self.awake and self.told else ""
+
+    @property
+    def held(self) -> bool:
+        """Its agent has been told to keep it awake."""
+        return self.instance is not None and self.instance.spec.policy.keep_awake
+
+    @property
     def available(self) -> bool:
         """Its pod answers: awake, or asleep and to be woken by a call."""
         pod = self.alive

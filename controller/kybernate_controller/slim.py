@@ -45,6 +45,7 @@ def instance(object: Instance) -> Instance:
     spec.policy.container = intern(spec.policy.container)
     status.state, status.tier = intern(status.state), intern(status.tier)
     status.node_name, status.pod_uid = intern(status.node_name), intern(status.pod_uid)
+    status.load = intern(status.load)
     status.conditions = tuple(c for c in status.conditions if c.type == RESTORE_FAILED)
     return object
 

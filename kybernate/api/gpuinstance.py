@@ -48,8 +48,14 @@ class InstancePolicy(Object, kw_only=True):
     ] = "Hold"
     keep_awake: Annotated[
         bool,
-        says("One of `idle.minAwake`: it never goes to sleep by itself, and is woken if it sleeps."),
+        says(
+            "One of `idle.minAwake`, or needed by `wake.targetInFlight`: it does not go to sleep by itself, and is "
+            "woken if it sleeps."
+        ),
     ] = False
+    target_in_flight: (
+        Annotated[int, says("Of how many requests in flight `status.load` is told. Absent: it is not.", ge=1)] | None
+    ) = None
 
 
 class InstanceSpec(Object, kw_only=True):
@@ -150,6 +156,13 @@ class InstanceStatus(Object, kw_only=True):
     last_activity: Annotated[
         Time, says("Its last traffic, as of the last transition: it is not written by itself.")
     ] = ""
+    load: Annotated[
+        str,
+        says(
+            "While it is awake and has a targetInFlight. Full: so many requests have been in flight for a second; "
+            "Low: fewer than half as many for ten seconds; else Some."
+        ),
+    ] = ""
     next: NextStep | None = None
     last_wake: LastWake | None = None
     order: OrderStatus | None = None
@@ -181,6 +194,7 @@ RESOURCE = CustomResource(
         Column("Next", ".status.next.verb", "What policy does next."),
         Column("Last-Wake", ".status.lastWake.seconds", "Seconds that its last wake took.", type="number"),
         Column("Next-At", ".status.next.at", "When policy does it.", wide=True),
+        Column("Load", ".status.load", "Full, Some or Low, of targetInFlight.", wide=True),
         Column("Order", ".spec.state", "What a person ordered for good.", wide=True),
         Column("Stored", ".status.storedBytes", "Bytes on the node's disk.", type="integer", wide=True),
         Column("Epoch", ".spec.epoch", "Grows with each pod.", type="integer", wide=True),

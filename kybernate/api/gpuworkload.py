@@ -67,7 +67,7 @@ class Idle(Fields, frozen=True, kw_only=True):
 class Wake(Fields, frozen=True, kw_only=True):
     """How a sleeping instance comes back."""
 
-    refused: ClassVar = _later("targetInFlight", "schedule")
+    refused: ClassVar = _later("schedule") | _in_a_cluster("targetInFlight")
 
     timeout: Annotated[Duration, says("A call that waited so long for a wake is reset.")] = _seconds(120)
     on_exec: Annotated[bool, says("`exec` wakes; false: it is refused while the instance sleeps.")] = True
@@ -162,6 +162,19 @@ class WorkloadWake(Wake, frozen=True, kw_only=True, forbid_unknown_fields=False,
         Rule("!has(self.timeout) || duration(self.timeout) > duration('0s')", "expected more than 0", ".timeout"),
     )
 
+    target_in_flight: (
+        Annotated[
+            int,
+            says(
+                "When each instance that is awake has so many requests in flight, one more is woken; when all have "
+                "fewer than half of that, one leaves the Service and may go to sleep. A connection counts as one "
+                "request at most. Absent: one awake instance takes all it can.",
+                ge=1,
+            ),
+        ]
+        | None
+    ) = None
+
 
 class Rollout(Fields, frozen=True, kw_only=True, forbid_unknown_fields=False, omit_defaults=True):
     """How instances take a changed template."""
@@ -204,6 +217,16 @@ class WorkloadSpec(GpuWorkloadSpec, frozen=True, kw_only=True, forbid_unknown_fi
             f"(has(self.idle.ports) ? size(self.idle.ports) > 0 : {_sleeper(_LISTENS)})",
             "needs a port that can wake it: idle.ports, or a containerPort (TCP) in the template",
             ".idle.suspendAfter",
+        ),
+        Rule(
+            "!has(self.wake.targetInFlight) || has(self.idle.suspendAfter)",
+            "needs idle.suspendAfter: who is no longer needed goes to sleep by itself",
+            ".wake.targetInFlight",
+        ),
+        Rule(
+            "!has(self.wake.targetInFlight) || self.traffic == 'Pack'",
+            "needs traffic: Pack. With Spread a call to a sleeper wakes it, whatever the others have to do",
+            ".wake.targetInFlight",
         ),
         Rule(
             f"!{_sleeper(_PRIVILEGED)}",

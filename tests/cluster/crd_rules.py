@@ -16,6 +16,16 @@ WORKLOAD = [
     ("idle: {suspendAfter: 1s, parkAfter: 0s}", "idle: {parkAfter: 1m}", "idle.parkAfter: needs suspendAfter"),
     ("idle: {suspendAfter: 1ms}", "idle: {suspendAfter: 0s}", "idle.suspendAfter: expected more than 0"),
     ("wake: {timeout: 1h30m}", "wake: {timeout: '0'}", "wake.timeout: expected more than 0"),
+    (
+        "{wake: {targetInFlight: 1}, idle: {suspendAfter: 1m}}",
+        "wake: {targetInFlight: 1}",
+        "wake.targetInFlight: needs idle.suspendAfter",
+    ),
+    (
+        "{wake: {targetInFlight: 8}, idle: {suspendAfter: 1m}, traffic: Pack}",
+        "{wake: {targetInFlight: 8}, idle: {suspendAfter: 1m}, traffic: Spread}",
+        "wake.targetInFlight: needs traffic: Pack",
+    ),
     ("containers: [server]", "containers: [other]", "containers: no container of the template is called so"),
     (
         "{template: {spec: {containers: [{name: a}, {name: b}]}}, containers: [b]}",
@@ -141,6 +151,12 @@ BOUNDS = [
     ),
     (
         "GpuWorkload",
+        "{wake: {targetInFlight: 1}, idle: {suspendAfter: 1m}}",
+        "{wake: {targetInFlight: 0}, idle: {suspendAfter: 1m}}",
+        "wake.targetInFlight: should be greater than or equal to 1",
+    ),
+    (
+        "GpuWorkload",
         "idle: {ports: [65535]}",
         "idle: {ports: [65536]}",
         "idle.ports[0]: should be less than or equal to 65535",
@@ -185,7 +201,6 @@ LATER = (
     "saveGames",
     "startFrom",
     "idle.archiveAfter",
-    "wake.targetInFlight",
     "wake.schedule",
 )
 

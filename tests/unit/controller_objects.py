@@ -53,19 +53,19 @@ def pod(
     made_of: GpuWorkloadObject | None = None,
     owner: dict[str, Any] | None = OWNER,
     ending: bool = False,
-    serving: bool | None = None,
+    serving: bool | str | None = None,
     gate: bool = False,
     qos: str = "Burstable",
     requests: dict[str, str] | None = None,
     conditions: dict[str, str] | None = None,
     **rest: Any,
 ) -> Pod:
-    """A pod that runs and is ready, unless something else is said."""
+    """A pod that runs and is ready, unless something else is said. `serving`: why it is not, where that matters."""
     made = template.read(made_of or gw())
     found = {"ContainersReady": "True", "PodScheduled": "True"} if phase == "Running" else {}
     found |= conditions or {}
     if serving is not None:
-        found[names.SERVING] = str(serving)
+        found[names.SERVING] = str(serving is True)
     annotations = {names.REQUESTS: '{"cpu":"2","memory":"1Gi"}'} | ({names.STATE_NODE: bound} if bound else {})
     body = {
         "metadata": {
@@ -85,7 +85,10 @@ def pod(
         "status": {
             "phase": phase,
             "qosClass": qos,
-            "conditions": [{"type": kind, "status": status} for kind, status in found.items()],
+            "conditions": [
+                {"type": kind, "status": status, "reason": str(serving) if kind == names.SERVING else ""}
+                for kind, status in found.items()
+            ],
         }
         | rest,
     }
@@ -110,6 +113,7 @@ def gi(
     owner: dict[str, Any] | None = OWNER,
     order: str = "Auto",
     cannot_wake: str = "",
+    load: str = "",
 ) -> Instance:
     """A GpuInstance as the controller wrote it, and what the agent of its node says."""
     workload = workload or gw()
@@ -144,6 +148,7 @@ def gi(
             "nodeName": node if told_by is None else told_by,
             "podUID": uid if told_of is None else told_of,
             "observedGeneration": observed,
+            "load": load,
             "conditions": [{"type": "RestoreFailed", "status": "True", "reason": cannot_wake}] if cannot_wake else [],
         },
     }

@@ -190,7 +190,7 @@ def test_a_policy_outlives_the_agent() -> None:
         workload="chat", node_name="n1", pod="chat-0", pod_uid="u", state="Parked",
         policy=InstancePolicy(
             container="app", ports=[80], suspend_after=Duration(60), drain_timeout=Duration(5), on_terminate="Wake",
-            on_state_lost="Start", keep_awake=True,
+            on_state_lost="Start", keep_awake=True, target_in_flight=8,
         ),
     )  # fmt: skip
     wanted = wanted_of(GpuInstance(metadata=Metadata(name="chat-0", namespace="shop"), spec=spec), "image:1")
@@ -203,7 +203,7 @@ def test_a_policy_outlives_the_agent() -> None:
         container="app", namespace="shop", image="image:1", ports=(80,),
         policy=Policy(
             suspend_after=60, drain_timeout=5, max_in_flight=600, wake_timeout=120, state="Parked", keep_awake=True,
-            wake_to_end=True, anew_when_lost=True,
+            wake_to_end=True, anew_when_lost=True, target_in_flight=8,
         ),
     )  # fmt: skip
 
@@ -217,6 +217,7 @@ def test_what_is_worth_a_write() -> None:
         {"since": when(1001.0)},
         {"epoch": 3},
         {"observed_generation": 4},
+        {"load": "Full"},
     ):
         assert essence(replaced(base, **change)) != essence(base)
 

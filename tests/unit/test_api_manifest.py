@@ -158,11 +158,12 @@ IN_SPEC += [
     for name in ("state", "traffic", "onStateLost", "rollout")
 ]
 IN_SPEC += [(f"idle: {{{name}: 1}}", f"spec.idle.{name}: not without a") for name in ("minAwake", "releaseRequests")]
+IN_SPEC += [("wake: {targetInFlight: 1}", "spec.wake.targetInFlight: not without a cluster")]
 IN_SPEC += [
     (f"{group}: {{{name}: 1}}", f"spec.{group}.{name}: not supported yet")
     for group, names in {
         "idle": ("archiveAfter",),
-        "wake": ("targetInFlight", "schedule"),
+        "wake": ("schedule",),
     }.items()
     for name in names
 ]

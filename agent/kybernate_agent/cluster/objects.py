@@ -121,6 +121,7 @@ def wanted_of(instance: GpuInstance, image: str = "") -> Wanted:
             wake_on_exec=policy.wake_on_exec,
             state=instance.spec.state,
             keep_awake=policy.keep_awake,
+            target_in_flight=policy.target_in_flight,
             wake_to_end=policy.on_terminate == "Wake",
             anew_when_lost=policy.on_state_lost == "Start",
         ),

@@ -27,6 +27,7 @@ from kybernate.kube.resource import GPU_INSTANCES
 from kybernate_agent import processes
 from kybernate_agent.actor import Actor
 from kybernate_agent.instance import TIER, Phase, Record, Verb
+from kybernate_agent.traffic.load import Load
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def status_of(actor: Actor, node: str) -> InstanceStatus:
         ram_bytes=_ram_bytes(actor),
         stored_bytes=record.stored_bytes,
         last_activity=when(record.last_activity),
+        load=(actor.load or Load()).word if state == "Running" and actor.policy.target_in_flight else "",
         next=next_step,
         last_wake=LastWake(seconds=record.last_wake_seconds, source=record.last_wake_from)
         if record.last_wake_from
@@ -106,7 +108,7 @@ def essence(status: InstanceStatus) -> tuple[Any, ...]:
     conditions = tuple((c.type, c.status, c.reason, c.message) for c in status.conditions)
     return (
         status.observed_generation, status.state, status.tier, status.since, status.node_name, status.pod,
-        status.pod_uid, status.epoch, status.order.id if status.order else "", conditions,
+        status.pod_uid, status.epoch, status.load, status.order.id if status.order else "", conditions,
     )  # fmt: skip
 
 

@@ -1,0 +1,81 @@
+"""How many are awake (`wake.targetInFlight`): who is woken because the others are busy, who is not needed any more.
+
+Asked are those that work: awake, answering, in the Service. The agent of each says how busy it is, in a word that it
+changes rarely (agent/kybernate_agent/traffic/load.py): Full, it has had as many requests in flight as the target, or
+more; Low, fewer than half of it; else Some.
+
+    all are Full              one more is needed: who was taken out and is awake still, else the cheapest to wake
+    all but one are Full      that one is kept awake, however idle: asleep it would be needed at once
+    all are Low, and there    one is taken out, the highest ordinal. It gets no new calls, ends those that it has, and
+    are more than minAwake    goes to sleep by its own `idle.suspendAfter`. Until it does, no other follows
+    else                      all stays as it is
+
+So it comes to rest under a load that does not change, however unevenly that is spread. With n at work and the target t,
+one comes only at n*t requests or more; then n+1 share them, and they would be all Low only below (n+1)*t/2, which is
+not more than n*t. One goes only below n*t/2 requests; then n-1 share them, and they would be all Full only from
+(n-1)*t on, which is not less than n*t/2 as long as n is at least 2.
+
+Nothing is remembered here: who is needed has `policy.keepAwake` in its GpuInstance, who is not has the reason Surplus
+at its gate. A pod without a gate (it was made while the workload had one replica) cannot be taken out: it stays in the
+Service, and sleeps when nobody happens to call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+from kybernate.api import names
+from kybernate.api.gpuworkload import GpuWorkloadObject
+from kybernate_controller.objects import FULL, LOW
+from kybernate_controller.replica import Replica
+from kybernate_controller.serving import SURPLUS, cost
+
+
+@dataclass(frozen=True)
+class Need:
+    """Ordinals: `awake` are woken, and do not go to sleep; `surplus` are awake, and are to get no new calls."""
+
+    awake: frozenset[int] = frozenset()
+    surplus: frozenset[int] = frozenset()
+
+
+def of(workload: GpuWorkloadObject, members: list[Replica], kept: Container[int]) -> Need:
+    """Who is needed and who is not. `kept`: ordinals that stay awake and in the Service anyway (`idle.minAwake`)."""
+    spec = workload.spec
+    if spec.wake.target_in_flight is None or spec.traffic != "Pack" or spec.state != "Auto":
+        return Need()
+    able = [member for member in members if member.awake and member.available]
+    out = [member for member in able if _is_out(member) and member.ordinal not in kept]
+    working = [member for member in able if member not in out]
+    if not working:
+        return Need()
+    awake = {member.ordinal for member in working if _would_be_missed(member, working)}
+    surplus = {member.ordinal for member in out}
+    if all(member.load == FULL for member in working):
+        sleepers = [member for member in members if member.asleep and member.available]
+        if (next_one := next(iter(out), None) or min(sleepers, key=_ease, default=None)) is not None:
+            awake.add(next_one.ordinal)
+            surplus.discard(next_one.ordinal)
+    elif not out and len(working) > max(1, spec.idle.min_awake) and all(member.load == LOW for member in working):
+        spare = [m for m in working if m.alive is not None and m.alive.gated and m.ordinal not in kept]
+        surplus = {member.ordinal for member in spare[-1:]}
+    return Need(frozenset(awake), frozenset(surplus))
+
+
+def _is_out(member: Replica) -> bool:
+    """It was taken out because it was not needed."""
+    gate = member.alive.condition(names.SERVING) if member.alive is not None and member.alive.gated else None
+    return gate is not None and gate.status == "False" and gate.reason == SURPLUS
+
+
+def _would_be_missed(member: Replica, working: list[Replica]) -> bool:
+    """All others are Full. One that is Full itself does not go to sleep: nothing is written to say that it must not."""
+    others = [other for other in working if other is not member]
+    return bool(others) and all(other.load == FULL for other in others) and (member.held or member.load != FULL)
+
+
+def _ease(member: Replica) -> tuple[bool, bool, tuple[bool, bool, bool, bool, int]]:
+    """The lower, the sooner it is of help: who is being woken already, then the cheapest to wake."""
+    assert member.instance is not None
+    return (member.instance.status.cannot_wake is not None, not member.held, cost(member))
