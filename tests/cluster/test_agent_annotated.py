@@ -111,3 +111,18 @@ def test_a_wrong_annotation_is_said_where_the_pod_is_looked_at(cluster_bed: Clus
         assert processes_of(name) == []
     finally:
         cluster_bed.delete(f"deployment/{name}")
+
+
+def test_a_pod_that_lacks_the_runtime_class_is_told_so(cluster_bed: ClusterBed, agent: NodeAgent) -> None:
+    name = "classless"
+    manifest = deployment(name, 1, suspend_after="2s")
+    del manifest["spec"]["template"]["spec"]["runtimeClassName"]
+    cluster_bed.apply(manifest)
+    try:
+        (pod,) = eventually(lambda: pods_of(cluster_bed, name), LIMIT, "it is there")
+        about = f"--field-selector=involvedObject.uid={pod['metadata']['uid']},type=Warning,reason=NotManaged"
+        (event,) = eventually(lambda: cluster_bed.items("events", about), LIMIT, "it is said")
+        assert "it needs runtimeClassName: kybernate; it runs but never sleeps" in event["message"]
+        assert instances(cluster_bed, name) == {}
+    finally:
+        cluster_bed.delete(f"deployment/{name}")

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 from kybernate_agent.actor import Actor
+from kybernate_agent.cluster.lacking import lack_of
 from kybernate_agent.cluster.objects import Fate, Pod
 from kybernate_agent.cluster.source import ClusterSource
 from kybernate_agent.cluster.starter import KubeletStarter
@@ -23,6 +24,7 @@ from kybernate.api import names
 from kybernate.api.gpuinstance import GpuInstance, InstancePolicy, InstanceSpec
 from kybernate.api.objects import Metadata, decode
 from kybernate.kube.cache import Change, key_of
+from kybernate.kube.events import Regarding
 from kybernate.store import FolderStore
 
 NOBODY: Any = None
@@ -144,3 +146,47 @@ async def test_who_lives_without_a_keeper_ends_with_its_pod(bed: Bed, last: Pod,
     await bed.source._tell_probes(last)
     assert bool(actor.record.given_up) == given_up
     assert actor.pod_goes.is_set() == (last.metadata.deletion_timestamp is not None)
+
+
+def asking(annotations: dict[str, str], spec: dict[str, Any], **more: Any) -> Pod:
+    meta = {"name": "web", "namespace": "team", "uid": "pod-9", "annotations": annotations}
+    return decode(msgspec.json.encode({"metadata": meta, "spec": spec, **more}), Pod)
+
+
+OURS, THEIRS = {"runtimeClassName": "kybernate"}, {"runtimeClassName": "gvisor"}
+SLEEPS, NAMED = {names.SUSPEND_AFTER: "10m"}, {names.CONTAINERS: "app"}
+CLASS, CONTAINER = "needs runtimeClassName: kybernate", "the annotation kybernate.io/containers"
+LACKS: list[tuple[str, Pod, list[str]]] = [
+    ("a pod as any other", asking({"team.io/x": "1"}, {}), []),
+    ("the handler alone is no wish", asking({}, OURS), []),
+    ("all is there", asking(SLEEPS | NAMED, OURS), []),
+    ("no class", asking(NAMED, {}), [CLASS, names.CONTAINERS]),
+    ("another class", asking(SLEEPS | NAMED, THEIRS), [CLASS]),
+    ("no container", asking(SLEEPS, OURS), [CONTAINER, names.SUSPEND_AFTER]),
+    ("neither", asking(SLEEPS, {}), [CLASS, CONTAINER]),
+    ("it has ended", asking(NAMED, {}, status={"phase": "Succeeded"}), []),
+]
+
+
+@pytest.mark.parametrize(("name", "pod", "told"), LACKS, ids=[case[0] for case in LACKS])
+def test_what_an_annotated_pod_lacks(name: str, pod: Pod, told: list[str]) -> None:
+    said = lack_of(pod)
+    assert bool(said) == bool(told)
+    assert all(part in said for part in told)
+    assert not said or said.endswith("it runs but never sleeps")
+
+
+async def test_what_a_pod_lacks_is_told_once_on_the_pod(bed: Bed) -> None:
+    told: list[tuple[str, str, str]] = []
+
+    class Recorder:
+        def record(self, about: Regarding, kind: str, reason: str, message: str) -> None:
+            told.append((f"{about.resource.kind} {about.namespace}/{about.name}", kind, reason))
+
+    bed.source._recorder = Recorder()  # type: ignore[assignment]
+    lacking = asking(NAMED, {})
+    for before in (None, lacking, lacking):
+        bed.source._on_pod(Change(key_of(lacking), before, lacking))
+    assert told == [("Pod team/web", "Warning", "NotManaged")]
+    bed.source._on_pod(Change(key_of(lacking), lacking, None))
+    assert not bed.source._lacking, "nothing is kept of a pod that is gone"

@@ -27,6 +27,7 @@ from kybernate_agent import probed
 from kybernate_agent.actor import Actor
 from kybernate_agent.cluster import restored
 from kybernate_agent.cluster.finalizer import release
+from kybernate_agent.cluster.lacking import lack_of
 from kybernate_agent.cluster.objects import (
     Fate,
     Pod,
@@ -69,6 +70,7 @@ class ClusterSource:
         self._tasks: set[asyncio.Task[None]] = set()
         self.next_happening = asyncio.Event()
         self.gone_pods: dict[str, Fate | None] = {}  # None: how it went nobody saw
+        self._lacking: set[str] = set()  # uids of pods that were told what they lack
         self._orders = Orders()
         self._questions = Questions(self, node, client, config, digest_of)
 
@@ -148,6 +150,7 @@ class ClusterSource:
                 del self.gone_pods[next(iter(self.gone_pods))]
         elif change.new is not None and is_annotated(change.new) and not self._is_introduced(change.new):
             self._begin(self.introduce(change.new))
+        self._tell_lack(change)
         if change.new is not None and is_managed(change.new):
             self._begin(self._tell_probes(change.new))
             self._begin(self._find_started(change.new))
@@ -275,6 +278,15 @@ class ClusterSource:
         members = [actor.record.member for actor in self._node.actors.values()]
         known = any(member and member.pod_uid == pod.metadata.uid for member in members)
         return known or pod.metadata.deletion_timestamp is not None
+
+    def _tell_lack(self, change: Change[Pod]) -> None:
+        """To who looks at the pod, once a pod: nothing else tells that its annotations have no effect."""
+        pod = change.new
+        if pod is None:
+            self._lacking.discard(change.old.metadata.uid if change.old else "")
+        elif pod.metadata.uid not in self._lacking and (lack := lack_of(pod)):
+            self._lacking.add(pod.metadata.uid)
+            self._recorder.record(Regarding.of(PODS, pod), "Warning", "NotManaged", lack)
 
     async def introduce(self, pod: Pod) -> None:
         """An annotated pod's GpuInstance is ours to make."""
