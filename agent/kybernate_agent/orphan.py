@@ -30,6 +30,7 @@ MNT_DETACH = 2
 THAW_EACH = 200  # looks: a group of version 1 that stays FREEZING must run for a moment, as runc lets it
 FREEZE_SECONDS = 10.0
 END_SECONDS = 10.0
+VETO_SECONDS = 5.0
 REPLY_SECONDS = 2.0  # what post-dump leaves of the deadline for CRIU to undo or to end the processes
 
 
@@ -97,19 +98,25 @@ def _detach_below(folder: Path) -> None:
 async def settle(state: KeeperState, work: Path) -> None:
     """End what the keeper, or an agent that is dead too, was at with the container. Raises DeadlineError.
 
-    A restore would end in a copy that nobody knows of: it goes with all its processes. A dump that nobody will commit
-    holds the processes fast. Once CRIU is killed its parasites cure themselves, for which they have to run.
+    A restore would end in a copy that nobody knows of: it goes with all its processes. A dump holds the processes fast
+    until it asks whether it may be committed. Nobody waits for it any more, so the answer is no, and CRIU undoes what
+    it did. One that does not come to its end is killed: its parasites then cure themselves, for which they have to run,
+    but connections stay in repair mode; and rarely CRIU's log stays open in a process, which no CRIU dumps after that.
     """
     if state.state == "restoring":
         await end(state, work)
         return
-    helpers = _at_work(state)
+    if not (helpers := _at_work(state)):
+        return
+    until = time.monotonic() + VETO_SECONDS
+    while helpers and time.monotonic() < until:
+        await asyncio.sleep(0.02)
+        helpers = _at_work(state)
     for pid in helpers:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    if helpers:
-        thaw(state.cgroups)
-        await _end_repair(state)
+    thaw(state.cgroups)
+    await _end_repair(state)
 
 
 async def _end_repair(state: KeeperState) -> None:
