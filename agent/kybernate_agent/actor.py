@@ -26,7 +26,6 @@ from kybernate_agent.look import look
 from kybernate_agent.orders import Callers, Orders
 from kybernate_agent.probes import Entering
 from kybernate_agent.services import Services
-from kybernate_agent.stage import AbortedError, Stage
 from kybernate_agent.traffic.activity import Activity
 from kybernate_agent.traffic.load import Load
 from kybernate_agent.traffic.pod import PodTraffic
@@ -35,16 +34,6 @@ from kybernate_agent.traffic.sockdiag import own_ports
 log = logging.getLogger(__name__)
 
 CRASH_FORGOTTEN_SECONDS = 600.0
-TOLD = {
-    Verb.START: "Started",
-    Verb.SUSPEND: "Suspended",
-    Verb.PARK: "Parked",
-    Verb.RESUME: "Resumed",
-    Verb.RESCUE: "Rescued",
-    Verb.ADOPT: "Started",
-    Verb.CHECKPOINT: "Checkpointed",
-}
-SETTLED_BY = {Verb.SUSPEND: (Phase.SUSPENDED, Phase.PARKED), Verb.PARK: (Phase.PARKED,), Verb.RESUME: (Phase.RUNNING,)}
 
 
 class Actor:
@@ -80,7 +69,7 @@ class Actor:
         self.deaf_until: float | None = None  # when it is tried again to take up its network; None: all is well
         self.deaf_tries = 0
         self.orders = Orders(record.id)
-        self._callers = Callers()
+        self.callers = Callers()
         self.not_before: dict[Verb, float] = {}
         self._failures: dict[Verb, int] = {}
         self._started_at = 0.0
@@ -174,11 +163,6 @@ class Actor:
             with contextlib.suppress(KybernateError):
                 await self._keeper.kill()
 
-    @property
-    def somebody_waits(self) -> bool:
-        """An exec, a signal or a debug container needs it awake."""
-        return self._callers.any
-
     def forget_keeper(self) -> None:
         if self._watch:
             self._watch.close()
@@ -227,26 +211,25 @@ class Actor:
     def awake(self) -> None:
         """The processes run: whoever waited for that goes on."""
         self.wake_wanted = ""
-        self._callers.awake()
+        self.callers.awake()
 
     def say(self, condition: Condition) -> None:
         if self.record.set_condition(condition):
             reason = condition.type if condition.type == "StateLost" else condition.reason
             self.record.event("Warning", reason, condition.message, condition.at)
-            log.warning(
-                "%s: %s=%s %s: %s",
-                self.record.id,
-                condition.type,
-                condition.status,
-                condition.reason,
-                condition.message,
-            )
+            what = f"{condition.type}={condition.status} {condition.reason}"
+            log.warning("%s: %s: %s", self.record.id, what, condition.message)
 
     def failed(self, verb: Verb) -> int:
         """Count a failure of `verb`; the number of those before it since it last worked."""
         before = self._failures.get(verb, 0)
         self._failures[verb] = before + 1
         return before
+
+    def worked(self, verb: Verb) -> None:
+        """What was counted of its failures is over."""
+        self._failures.pop(verb, None)
+        self.not_before.pop(verb, None)
 
     def back_off(self, verb: Verb, seconds: float) -> None:
         self.not_before[verb] = time.time() + seconds
@@ -273,13 +256,13 @@ class Actor:
             raise StateLostError(f"{self.record.id}: its state is lost; see `kybernate describe {self.record.id}`")
         self.call(reason)
         try:
-            await self._callers.wait(seconds)
+            await self.callers.wait(seconds)
         except TimeoutError as error:
             raise RefusedError(f"{self.record.id}: not awake after {seconds:g} s; see `kybernate describe`") from error
 
     async def order(self, verb: Verb, wait: bool) -> None:
         """What a person asks for, once. Raises what the verb raised, where `wait`."""
-        if self.record.phase in SETTLED_BY[verb] and self.busy is None:
+        if self.record.phase in verbs.SETTLED_BY[verb] and self.busy is None:
             return
         self._refuse_deleted()
         if self.record.phase not in (Phase.RUNNING, Phase.SUSPENDED, Phase.PARKED):
@@ -305,13 +288,13 @@ class Actor:
             self.not_before.pop(Verb.SUSPEND, None)
             if self.record.phase == Phase.RUNNING and not leaving.wake:
                 self.record.wakes = "it was awake when its pod went"
-            self._save()
+            self.save()
             self.poke()
 
     def give_up(self, why: str) -> None:
         """Once its container has ended no state of it is kept."""
         self.record.given_up = why
-        self._save()
+        self.save()
         self.poke()
 
     def begin_anew(self) -> None:
@@ -334,7 +317,7 @@ class Actor:
         self.record.text = text
         if self.record.member:
             self.record.wanted = wanted
-        self._save()
+        self.save()
         self.poke()
 
     async def delete(self) -> None:
@@ -342,7 +325,7 @@ class Actor:
         self.deleting = True
         gone = RefusedError(f"{self.record.id} is being deleted")
         self.orders.answer(gone)
-        self._callers.fail(gone)
+        self.callers.fail(gone)
         self._ending.set()
         self.poke()
         await self.finished.wait()
@@ -389,7 +372,7 @@ class Actor:
     async def _do(self, verb: Verb, reason: str) -> None:
         self.busy = verb
         self.services.changed(self.record.id)
-        task = asyncio.create_task(self._perform(verb, reason), name=f"{self.record.id} {verb.value}")
+        task = asyncio.create_task(verbs.perform(self, verb, reason), name=f"{self.record.id} {verb.value}")
         ending = asyncio.create_task(self._ending.wait())
         try:
             await asyncio.wait({task, ending} if verb != Verb.END else {task}, return_when=asyncio.FIRST_COMPLETED)
@@ -406,50 +389,8 @@ class Actor:
             ending.cancel()
             self.busy = None
 
-    async def _perform(self, verb: Verb, reason: str) -> None:
-        order = given = self.orders.current
-        ordered = order is not None and order.verb in (verb, Verb.PARK) and verb != Verb.CHECKPOINT
-        told = ordered or self.policy.down or self.record.leaving is not None
-        try:
-            try:
-                async with Stage(self.services.journal, self.record, verb, reason) as stage:
-                    await verbs.do(self, verb, stage, told)
-            finally:
-                self.busy = None
-                if self.record.phase == Phase.RUNNING:
-                    self.awake()
-        except AbortedError as error:
-            if ordered:
-                self.orders.answer(error)
-        except KybernateError as error:
-            self._note_failure(verb, error)
-            if verb != Verb.CHECKPOINT:
-                self.orders.answer(error)
-        except Exception as error:
-            # Nobody foresaw it: it must not end the actor, and the log must say where it came from.
-            log.exception("%s: %s", self.record.id, verb.value)
-            foreseen = KybernateError(f"{self.record.id}: {verb.value}: {type(error).__name__}: {error}")
-            self._note_failure(verb, foreseen)
-            self.orders.answer(foreseen)
-        else:
-            self._failures.pop(verb, None)
-            self.not_before.pop(verb, None)
-            if (name := TOLD.get(verb)) is not None:
-                self.record.event("Normal", name, f"{reason}; took {stage.seconds:.3f} s", time.time())
-                self._save()
-            order = self.orders.current
-            if order is not None and self.record.phase in SETTLED_BY[order.verb]:
-                self.orders.answer()
-            elif verb == Verb.RESUME and order is not None and order is given and order.verb != Verb.RESUME:
-                self.orders.answer(RefusedError(f"{self.record.id}: a call came and it was woken"))
-
-    def _note_failure(self, verb: Verb, error: KybernateError) -> None:
-        verbs.failed(self, verb, error)
-        if isinstance(error, StateLostError):
-            self._callers.fail(error)
-        self._save()
-
-    def _save(self) -> None:
+    def save(self) -> None:
+        """What is known is kept; a disk that is full keeps nobody from anything."""
         try:
             self.services.journal.save(self.record)
         except JournalError as error:

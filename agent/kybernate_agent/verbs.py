@@ -1,17 +1,83 @@
-"""Each verb's way of being done, and what its failure leads to."""
+"""Each verb's way of being done, what its failure leads to, and who is told of either."""
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
-from kybernate.errors import KybernateError, StateLostError
+from kybernate.errors import KybernateError, RefusedError, StateLostError
 from kybernate_agent import checkpoint, handover, life, sleep, thaw, wake
-from kybernate_agent.instance import Condition, Phase, Verb
-from kybernate_agent.stage import Stage
+from kybernate_agent.instance import Condition, Order, Phase, Verb
+from kybernate_agent.stage import AbortedError, Stage
 
 if TYPE_CHECKING:
     from kybernate_agent.actor import Actor
+
+
+log = logging.getLogger(__name__)
+
+TOLD = {
+    Verb.START: "Started",
+    Verb.SUSPEND: "Suspended",
+    Verb.PARK: "Parked",
+    Verb.RESUME: "Resumed",
+    Verb.RESCUE: "Rescued",
+    Verb.ADOPT: "Started",
+    Verb.CHECKPOINT: "Checkpointed",
+}
+SETTLED_BY = {Verb.SUSPEND: (Phase.SUSPENDED, Phase.PARKED), Verb.PARK: (Phase.PARKED,), Verb.RESUME: (Phase.RUNNING,)}
+"""In which phases an order is carried out."""
+
+
+async def perform(actor: Actor, verb: Verb, reason: str) -> None:
+    """From its first step to the answer of the order that it was for. Raises nothing but CancelledError."""
+    given = actor.orders.current
+    ordered = given is not None and given.verb in (verb, Verb.PARK) and verb != Verb.CHECKPOINT
+    told = ordered or actor.policy.down or actor.record.leaving is not None
+    try:
+        try:
+            async with Stage(actor.services.journal, actor.record, verb, reason) as stage:
+                await do(actor, verb, stage, told)
+        finally:
+            actor.busy = None
+            if actor.record.phase == Phase.RUNNING:
+                actor.awake()
+    except AbortedError as error:
+        if ordered:
+            actor.orders.answer(error)
+    except KybernateError as error:
+        _note_failure(actor, verb, error)
+        if verb != Verb.CHECKPOINT:
+            actor.orders.answer(error)
+    except Exception as error:
+        # Nobody foresaw it: it must not end the actor, and the log must say where it came from.
+        log.exception("%s: %s", actor.record.id, verb.value)
+        foreseen = KybernateError(f"{actor.record.id}: {verb.value}: {type(error).__name__}: {error}")
+        _note_failure(actor, verb, foreseen)
+        actor.orders.answer(foreseen)
+    else:
+        actor.worked(verb)
+        if (name := TOLD.get(verb)) is not None:
+            actor.record.event("Normal", name, f"{reason}; took {stage.seconds:.3f} s", time.time())
+            actor.save()
+        _answer(actor, verb, given)
+
+
+def _answer(actor: Actor, verb: Verb, given: Order | None) -> None:
+    """Whoever waits for the order that was `given` when the verb began, or for one that came meanwhile."""
+    order = actor.orders.current
+    if order is not None and actor.record.phase in SETTLED_BY[order.verb]:
+        actor.orders.answer()
+    elif verb == Verb.RESUME and order is not None and order is given and order.verb != Verb.RESUME:
+        actor.orders.answer(RefusedError(f"{actor.record.id}: a call came and it was woken"))
+
+
+def _note_failure(actor: Actor, verb: Verb, error: KybernateError) -> None:
+    failed(actor, verb, error)
+    if isinstance(error, StateLostError):
+        actor.callers.fail(error)
+    actor.save()
 
 
 async def do(actor: Actor, verb: Verb, stage: Stage, ordered: bool) -> None:
@@ -57,7 +123,7 @@ async def _reset(actor: Actor, stage: Stage) -> None:
     """Refuse the calls that are held."""
     stage.step("reset")
     await actor.traffic.reset()
-    if not actor.somebody_waits:
+    if not actor.callers.any:
         actor.wake_wanted = ""
     if not actor.policy.down:
         actor.record.event("Warning", "WakeTimeout", f"held calls were reset: {stage.reason}", time.time())
