@@ -12,8 +12,9 @@ import pytest
 from kybernate.agentapi._pb import agent_pb2 as pb
 from kybernate.api.gpuinstance import GpuInstance, InstancePolicy, InstanceSpec, InstanceStatus
 from kybernate.api.objects import Metadata
-from kybernate.cli.cluster import ClusterClient, ClusterDeadlineError, message_of
+from kybernate.cli.cluster import ClusterClient, ClusterDeadlineError
 from kybernate.cli.commands.apply import FailedError, NotRunningError, _wait_until_running
+from kybernate.cli.message import message_of
 from kybernate.kube.credentials import Access, Credentials
 from kybernate.kube.errors import UnreachableError
 
