@@ -1,5 +1,7 @@
 """GpuNode: what a node can do and how full it is, written by the node's agent; called as the Node is, and owned by it.
 
+It is written when the agent starts, and again when what it says has changed noticeably.
+
 The controller places instances by it. A node without one, or whose condition Ready is not True, gets no new instance.
 """
 
@@ -18,8 +20,9 @@ from kybernate.api.resource import AGE, Column, CustomResource, ready
 class TierUsage(Object, kw_only=True):
     """How big a tier is, and how much of it is used."""
 
-    capacity_bytes: Annotated[int, says("What it can hold.", ge=0)]
-    used_bytes: Annotated[int, says("What it holds.", ge=0)]
+    capacity: Annotated[str, says("What it can hold, as a quantity, rounded: 93Gi.")]
+    used: Annotated[str, says("What it holds, and whatever else lies on its disk.")]
+    free: Annotated[str, says("What is left.")]
 
 
 class NodeTiers(Object, kw_only=True):
@@ -66,8 +69,9 @@ RESOURCE = CustomResource(
     (
         ready("Instances can be placed here."),
         Column("Instances", ".status.instances", "Whose state lies here.", type="integer"),
-        Column("NVMe-Used", ".status.tiers.NVME.usedBytes", "Bytes in the store.", type="integer"),
-        Column("NVMe-Capacity", ".status.tiers.NVME.capacityBytes", "Bytes that the store can hold.", type="integer"),
+        Column("NVMe-Used", ".status.tiers.NVME.used", "What lies on the store's disk."),
+        Column("NVMe-Capacity", ".status.tiers.NVME.capacity", "What that disk can hold."),
+        Column("NVMe-Free", ".status.tiers.NVME.free", "What is left there.", wide=True),
         Column("CRIU", ".status.capabilities.criu", "CRIU's version.", wide=True),
         Column("runc", ".status.capabilities.runc", "runc's version.", wide=True),
         Column("Kernel", ".status.capabilities.kernel", "The kernel's release.", wide=True),

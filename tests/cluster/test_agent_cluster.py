@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -128,4 +129,8 @@ def test_the_node_tells_what_it_can(cluster_bed: ClusterBed, agent: NodeAgent) -
     node = eventually(lambda: cluster_bed.get("gn", cluster_bed.node.name).get("status"), 20, "it is written")
     assert node["capabilities"]["criu"].startswith("4.")
     assert [c["status"] for c in node["conditions"] if c["type"] == "Ready"] == ["True"]
-    assert node["tiers"]["NVME"]["capacityBytes"] > 0
+    disk = node["tiers"]["NVME"]
+    assert all(re.fullmatch(r"(\d\.\d|\d+)[KMGT]i", disk[size]) for size in ("capacity", "used", "free")), disk
+    header, row = (re.split(r" {2,}", line.strip()) for line in cluster_bed.kubectl("get", "gn").splitlines())
+    shown = dict(zip(header, row, strict=True))
+    assert (shown["NVME-USED"], shown["NVME-CAPACITY"]) == (disk["used"], disk["capacity"])

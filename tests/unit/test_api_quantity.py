@@ -7,6 +7,7 @@ from decimal import Decimal
 import pytest
 
 from kybernate.api import Duration, Quantity
+from kybernate.api.quantity import of_bytes
 
 DURATIONS = [
     ("0", 0.0, "0s"),
@@ -78,3 +79,12 @@ def test_quantities_are_equal_where_the_amount_is() -> None:
 def test_wrong_quantities_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected a quantity"):
         Quantity(text)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (1023, "1023"), (1536, "1.5Ki"), (93 << 30, "93Gi"), (int(9.96 * 2**30), "10Gi"), (5 << 50, "5Pi")],
+)
+def test_bytes_are_written_as_people_read_them(number: int, text: str) -> None:
+    assert of_bytes(number) == text
+    assert abs(Quantity(text).whole - number) <= number / 20

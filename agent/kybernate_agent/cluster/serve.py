@@ -13,7 +13,7 @@ from kybernate.kube.client import Client
 from kybernate.kube.credentials import Credentials, load_credentials
 from kybernate.kube.events import Recorder
 from kybernate_agent.cluster.checkpoints import Checkpoints
-from kybernate_agent.cluster.gpunode import publish
+from kybernate_agent.cluster.gpunode import look, publish
 from kybernate_agent.cluster.health import HealthServer
 from kybernate_agent.cluster.metrics import Metrics
 from kybernate_agent.cluster.source import ClusterSource
@@ -85,7 +85,7 @@ async def serve_cluster(services: Services, config: ClusterConfig, news: News, s
         stack.push_async_callback(api.close)
         log.info("ready: node %s of the cluster at %s", config.node, credentials.server)
         following = asyncio.create_task(source.follow())
-        publishing = asyncio.create_task(publish(client, config.node, services, lambda: len(node.actors)))
+        publishing = asyncio.create_task(publish(client, config.node, lambda: look(services, len(node.actors))))
         copying = asyncio.create_task(checkpoints.follow())
         stack.push_async_callback(_cancelled, following, publishing, copying)
         for name in list(node.actors):
