@@ -107,6 +107,21 @@ async def test_a_suspend_that_cannot_be_undone_leaves_a_sleeper_that_is_woken(ac
     assert actor.record.conditions == []
 
 
+async def test_it_is_woken_though_nobody_called(actor: Actor) -> None:
+    """It was awake, and nobody wanted it to sleep."""
+    keeper = Keeper(actor, LATE)
+
+    async def freeze() -> None:
+        raise LATE
+
+    keeper.freeze = freeze  # type: ignore[method-assign]
+    actor._keeper = keeper  # type: ignore[assignment]
+    await perform(actor, Verb.SUSPEND, ThawFailedError)
+    assert where(actor) == (Phase.SUSPENDED, Mode.WATCHING)
+    later = actor.not_before[Verb.RESUME]
+    assert decide(look(actor, later), later).verb == Verb.RESUME
+
+
 async def test_a_suspend_that_is_undone_leaves_it_awake(actor: Actor) -> None:
     actor._keeper = Keeper(actor)  # type: ignore[assignment]
     await perform(actor, Verb.SUSPEND, AbortedError)
