@@ -40,7 +40,9 @@ def decide(view: View, now: float) -> Decision:
     if view.phase == Phase.LOST and view.anew:
         return _now_or_later(view, Verb.DISCARD, "its state is lost, and it begins anew", now)
     if view.phase in (Phase.LOST, Phase.ENDED):
-        return _now_or_later(view, Verb.RESET, "its state is lost", now) if view.held_since is not None else Decision()
+        if view.held_since is not None:
+            return _now_or_later(view, Verb.RESET, "its state is lost", now)
+        return Decision(ask_at=view.deaf_until)
     if not view.keeper_alive:
         return _gone(view, now) if view.kubelet else _without_keeper(view, now)
     if view.leaving:

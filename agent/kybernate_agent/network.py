@@ -48,7 +48,7 @@ def _is_deaf(actor: Actor) -> bool:
         return False
     asleep = actor.record.phase in (Phase.SUSPENDED, Phase.PARKED)
     if not actor.has_traffic:
-        return asleep or actor.record.phase == Phase.RUNNING
+        return asleep or actor.record.phase in (Phase.RUNNING, Phase.LOST)
     return asleep and actor.traffic.mode is Mode.OPEN
 
 
@@ -64,7 +64,7 @@ async def _take_up(actor: Actor) -> None:
                 actor.call("data arrived while no agent ran")
         elif actor.record.phase == Phase.PARKED:
             await actor.traffic.hold(ports)
-        else:
+        else:  # what is lost is called in vain: better refused by the kernel than never answered
             await actor.traffic.release()
     except BaseException:
         await actor.shut_traffic()

@@ -103,7 +103,8 @@ def test_nothing_is_next_for_one_that_starts() -> None:
 
 
 def test_who_is_deaf_is_asked_again_in_time() -> None:
-    assert decide(view(S, wake_wanted=True, deaf_until=NOW + 5), NOW).ask_at == NOW + 5
+    for phase in (R, S, P, Phase.LOST):
+        assert decide(view(phase, wake_wanted=True, deaf_until=NOW + 5), NOW).ask_at == NOW + 5
 
 
 def test_a_waiting_decision_never_asks_later_than_it_must() -> None:

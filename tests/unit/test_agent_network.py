@@ -66,6 +66,7 @@ def taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 CASES = [
     (Phase.RUNNING, "open", Mode.OPEN),
+    (Phase.LOST, "open", Mode.OPEN),
     (Phase.SUSPENDED, "open", Mode.WATCHING),
     (Phase.SUSPENDED, "watch", Mode.WATCHING),
     (Phase.PARKED, "hold", Mode.HOLDING),
