@@ -20,9 +20,9 @@ from kybernate.api.resource import AGE, Column, CustomResource, ready
 class TierUsage(Object, kw_only=True):
     """How big a tier is, and how much of it is used."""
 
-    capacity: Annotated[str, says("What it can hold, as a quantity, rounded: 93Gi.")]
-    used: Annotated[str, says("What it holds, and whatever else lies on its disk.")]
-    free: Annotated[str, says("What is left.")]
+    capacity: Annotated[str, says("What it can hold, as a quantity, rounded: 93Gi.")] = ""
+    used: Annotated[str, says("What it holds, and whatever else lies on its disk.")] = ""
+    free: Annotated[str, says("What is left.")] = ""
 
 
 class NodeTiers(Object, kw_only=True):
