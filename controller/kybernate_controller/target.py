@@ -5,15 +5,16 @@ changes rarely (agent/kybernate_agent/traffic/load.py): Full, it has had as many
 more; Low, fewer than half of it; else Some.
 
     all are Full              one more is needed: who was taken out and is awake still, else the cheapest to wake
-    all but one are Full      that one is kept awake, however idle: asleep it would be needed at once
+    all but one are Full,     that one is kept awake, however idle: asleep it would be needed at once
+    and that one is Low
     all are Low, and there    one is taken out, the highest ordinal. It gets no new calls, ends those that it has, and
     are more than minAwake    goes to sleep by its own `idle.suspendAfter`. Until it does, no other follows
     else                      all stays as it is
 
-So it comes to rest under a load that does not change, however unevenly that is spread. With n at work and the target t,
-one comes only at n*t requests or more; then n+1 share them, and they would be all Low only below (n+1)*t/2, which is
-not more than n*t. One goes only below n*t/2 requests; then n-1 share them, and they would be all Full only from
-(n-1)*t on, which is not less than n*t/2 as long as n is at least 2.
+So it does not swing under a load that does not change, however unevenly that is spread. The words are of means: n that
+are Full have at least n*3/4 of the target t between them, n that are Low have less than n*3/8. One comes at n*3/4*t
+or more; the n+1 that share that are not all Low, for (n+1)*3/8*t is not more. One goes below n*3/8*t; the n-1 that
+share that are not all Full, for (n-1)*3/4*t is not less, as long as n is at least 2.
 
 Nothing is remembered here: who is needed has `policy.keepAwake` in its GpuInstance, who is not has the reason Surplus
 at its gate. A pod without a gate (it was made while the workload had one replica) cannot be taken out: it stays in the
@@ -50,7 +51,7 @@ def of(workload: GpuWorkloadObject, members: list[Replica], kept: Container[int]
     working = [member for member in able if member not in out]
     if not working:
         return Need()
-    awake = {member.ordinal for member in working if _would_be_missed(member, working)}
+    awake = {member.ordinal for member in working if _is_kept(member, working)}
     surplus = {member.ordinal for member in out}
     if all(member.load == FULL for member in working):
         sleepers = [member for member in members if member.asleep and member.available]
@@ -69,10 +70,12 @@ def _is_out(member: Replica) -> bool:
     return gate is not None and gate.status == "False" and gate.reason == SURPLUS
 
 
-def _would_be_missed(member: Replica, working: list[Replica]) -> bool:
-    """All others are Full. One that is Full itself does not go to sleep: nothing is written to say that it must not."""
+def _is_kept(member: Replica, working: list[Replica]) -> bool:
+    """Whether it must not go to sleep. One that is not Low does not anyway, so that is left as it is: no write."""
+    if member.load != LOW:
+        return member.held
     others = [other for other in working if other is not member]
-    return bool(others) and all(other.load == FULL for other in others) and (member.held or member.load != FULL)
+    return bool(others) and all(other.load == FULL for other in others)
 
 
 def _ease(member: Replica) -> tuple[bool, bool, tuple[bool, bool, bool, bool, int]]:

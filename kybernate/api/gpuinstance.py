@@ -159,8 +159,9 @@ class InstanceStatus(Object, kw_only=True):
     load: Annotated[
         str,
         says(
-            "While it is awake and has a targetInFlight. Full: so many requests have been in flight for a second; "
-            "Low: fewer than half as many for ten seconds; else Some."
+            "While it is awake and has a targetInFlight. Full: so many requests are in flight, as a mean of ten "
+            "seconds, until there are fewer than three quarters; Low: fewer than a quarter for ten seconds, until "
+            "there are three eighths; else Some."
         ),
     ] = ""
     next: NextStep | None = None

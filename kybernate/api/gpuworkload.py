@@ -166,9 +166,9 @@ class WorkloadWake(Wake, frozen=True, kw_only=True, forbid_unknown_fields=False,
         Annotated[
             int,
             says(
-                "When each instance that is awake has so many requests in flight, one more is woken; when all have "
-                "fewer than half of that, one leaves the Service and may go to sleep. A connection counts as one "
-                "request at most. Absent: one awake instance takes all it can.",
+                "When each instance that is awake has so many requests in flight, as a mean of ten seconds, one more "
+                "is woken; when all have fewer than a quarter of that for ten seconds, one leaves the Service and may "
+                "go to sleep. A connection counts as one request at most. Absent: one awake instance takes all it can.",
                 ge=1,
             ),
         ]

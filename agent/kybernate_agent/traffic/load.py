@@ -1,53 +1,62 @@
 """How busy a pod is, of a target of requests in flight, in a word that changes rarely: each change is a write. Pure.
 
-    Full  so many requests as the target, or more
-    Low   fewer than half as many
+    Full  as many as the target, or more; until there are fewer than three quarters of it
+    Low   fewer than a quarter for CALM_SECONDS; until there are three eighths
     Some  else; and before anything is known
 
-Two thresholds, the target and half of it. Each is crossed upwards by a count that stays above it for RISE_SECONDS, and
-downwards by one that stays below for FALL_SECONDS: a burst that is over before anybody could help is not told, and the
-pause between two requests is no calm.
+What is compared is the mean of the last WINDOW_SECONDS. Means of several pods add up to the mean of all, so what their
+words say together is true of all of them together; the controller builds on that (its target.py has the argument). With
+"so many for a while" two pods that have one request in turn would both be Full. Short requests are the tremble of a
+mean, and no news. A count is taken for BURST times the target at most: four times as many as are wanted are told
+after a quarter of the window, and a burst that is over sooner is no reason to wake somebody. Before a pod was awake
+there was calm.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-RISE_SECONDS = 1.0
-FALL_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Threshold:
-    """Whether it is crossed, and since when (by the caller's clock) each count has said the contrary."""
-
-    crossed: bool
-    doubted_since: float | None = None
+WINDOW_SECONDS = 10.0
+CALM_SECONDS = 10.0
+BURST = 4
+LONGEST_MS = 1000
+"""For no longer than this a count stands for the time before it: who looked late saw nothing of that time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Goes into the next fold."""
+    """Goes into the next fold. Counts are (ms, requests): for how long there were so many."""
 
-    half: Threshold = Threshold(True)
-    target: Threshold = Threshold(False)
-
-    @property
-    def word(self) -> str:
-        if self.target.crossed:
-            return "Full"
-        return "Some" if self.half.crossed else "Low"
+    word: str = "Some"
+    counts: tuple[tuple[int, int], ...] = ()
+    at: float = 0.0
+    calm_since: float | None = None
 
 
 def fold_load(load: Load, requests: int, target: int, now: float) -> Load:
     """The load after another look at `now`, which found so many requests in flight."""
-    return Load(_fold(load.half, 2 * requests >= target, now), _fold(load.target, requests >= target, now))
+    counts = _window(load, min(requests, BURST * target), now)
+    # In whole numbers: of a mean that is the target exactly.
+    amount, share = sum(ms * count for ms, count in counts), target * _seen_ms(counts)
+    calm_since = (now if load.calm_since is None else load.calm_since) if 4 * amount < share else None
+    word = "Some"
+    if amount >= share or (load.word == "Full" and 4 * amount >= 3 * share):
+        word = "Full"
+    elif load.word == "Low":
+        word = "Low" if 8 * amount < 3 * share else "Some"
+    elif calm_since is not None and now - calm_since >= CALM_SECONDS:
+        word = "Low"
+    return Load(word, counts, now, calm_since)
 
 
-def _fold(before: Threshold, above: bool, now: float) -> Threshold:
-    if above == before.crossed:
-        return Threshold(above)
-    since = now if before.doubted_since is None else before.doubted_since
-    if now - since >= (RISE_SECONDS if above else FALL_SECONDS):
-        return Threshold(above)
-    return Threshold(before.crossed, since)
+def _window(load: Load, requests: int, now: float) -> tuple[tuple[int, int], ...]:
+    """Counts of the last WINDOW_SECONDS, and not more."""
+    passed = min(max(0, round((now - load.at) * 1000)), LONGEST_MS) if load.at else 0
+    counts = (*load.counts, (passed, requests))
+    while sum(ms for ms, _ in counts[1:]) >= WINDOW_SECONDS * 1000:
+        counts = counts[1:]
+    return counts
+
+
+def _seen_ms(counts: tuple[tuple[int, int], ...]) -> int:
+    return max(round(WINDOW_SECONDS * 1000), sum(ms for ms, _ in counts))
