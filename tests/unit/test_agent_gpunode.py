@@ -13,7 +13,6 @@ from cluster_actor import actor_in
 from kybernate_agent.cluster.gpunode import Seen, is_news, look, node_status, publish
 from kybernate_agent.instance import Phase
 
-from kybernate.api.gpunode import NodeStatus
 from kybernate.kube.errors import UnreachableError
 
 GIB = 1 << 30
@@ -63,7 +62,7 @@ class Server:
     """An API server that keeps what is written, and is away for the first `away` requests."""
 
     def __init__(self, away: int = 0) -> None:
-        self.away, self.statuses = away, list[NodeStatus]()
+        self.away, self.statuses = away, list[dict[str, Any]]()
 
     async def get(self, *_: Any) -> Any:
         if self.away:
@@ -76,7 +75,7 @@ class Server:
             self.statuses.append(body["status"])
 
 
-async def told(server: Server, looks: list[Seen | OSError]) -> list[NodeStatus]:
+async def told(server: Server, looks: list[Seen | OSError]) -> list[dict[str, Any]]:
     """What is written while the node is seen like this, one after the other."""
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -100,9 +99,13 @@ async def told(server: Server, looks: list[Seen | OSError]) -> list[NodeStatus]:
 async def test_it_is_written_again_when_that_is_news_and_only_then() -> None:
     fuller = replace(SEEN, free=10 * GIB, used=85 * GIB)
     statuses = await told(Server(), [SEEN, SEEN, replace(SEEN, used=1), OSError("stale"), fuller, fuller, SEEN, SEEN])
-    frees = [status.tiers.nvme.free for status in statuses if status.tiers and status.tiers.nvme]
-    assert frees == ["55Gi", "10Gi", "55Gi"]
-    assert len({status.conditions[0].last_transition_time for status in statuses}) == 1, "it was Ready all the time"
+    assert [status["tiers"]["NVME"]["free"] for status in statuses] == ["55Gi", "10Gi", "55Gi"]
+    assert len({status["conditions"][0]["lastTransitionTime"] for status in statuses}) == 1, "it was Ready all the time"
+
+
+async def test_none_is_a_number_too() -> None:
+    (status,) = await told(Server(), [replace(SEEN, instances=0), replace(SEEN, instances=0)])
+    assert status["instances"] == 0
 
 
 async def test_an_api_server_that_is_away_is_waited_for() -> None:

@@ -21,7 +21,7 @@ import msgspec
 
 from kybernate.api.gpunode import Capabilities, NodeStatus, NodeTiers, TierUsage
 from kybernate.api.names import AGENT_MANAGER
-from kybernate.api.objects import Condition, Metadata, Object
+from kybernate.api.objects import Condition, Metadata, Object, builtins
 from kybernate.api.quantity import of_bytes
 from kybernate.kube.backoff import Backoff
 from kybernate.kube.client import Client
@@ -129,7 +129,8 @@ async def _write(client: Client, node: str, status: NodeStatus) -> None:
             body: dict[str, Any] = {"metadata": {"name": node, "ownerReferences": [reference]}}
             into = dict[str, msgspec.Raw]
             await client.apply(GPU_NODES, body, manager=AGENT_MANAGER, into=into)
-            body = {"metadata": {"name": node}, "status": status}
+            said = {**builtins(status), "instances": status.instances}  # also 0: people are to see that it is none
+            body = {"metadata": {"name": node}, "status": said}
             await client.apply(GPU_NODES, body, manager=AGENT_MANAGER, subresource="status", into=into)
             return
         except ApiError as error:
