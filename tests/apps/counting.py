@@ -26,6 +26,8 @@ class Counting(http.server.BaseHTTPRequestHandler):
         self.count = next(NUMBERS)
         if self.path.startswith("/slow/"):
             time.sleep(float(self.path[6:]))
+        if self.path == "/hold":
+            self.rfile.read(1)  # the answer waits until the client says more, or hangs up
         if self.path.startswith("/stream/"):
             self.stream(int(self.path[8:]))
             return

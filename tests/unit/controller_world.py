@@ -24,6 +24,8 @@ class Held:
     uid: str
     pod_uid: str
     tier: str
+    load: str = "Some"
+    """While it is awake, of `wake.targetInFlight`."""
 
 
 @dataclass
@@ -203,10 +205,14 @@ class World:
                 self.api.remove(GPU_INSTANCES.plural, name)
             return
         held = self.truth.get((node, name))
+        if held and instance["spec"]["policy"].get("keepAwake"):
+            self.sleep_or_wake(name, "-")
         states = {"-": "Running", "RAM": "Suspended", "NVME": "Parked", "": "Waiting"}
         tier = held.tier if held and held.uid == instance["metadata"]["uid"] else ""
         says = {"tier": tier, "state": states[tier], "nodeName": node, "podUID": held.pod_uid if held else ""}
         says["observedGeneration"] = instance["metadata"]["generation"]
+        asked = "targetInFlight" in instance["spec"]["policy"]
+        says["load"] = held.load if held and tier == "-" and asked else ""
         self.api.change(GPU_INSTANCES.plural, name, status=says)
 
     def _end_processes(self, node: str, name: str) -> None:
@@ -220,7 +226,14 @@ class World:
         for (_, which), held in self.truth.items():
             pod = self.pods.get(name)
             if which == name and pod and pod["metadata"]["uid"] == held.pod_uid and pod["status"]["phase"] == "Running":
+                held.load = held.load if held.tier == tier else "Some"
                 held.tier = tier
+
+    def call(self, name: str, load: str) -> None:
+        """It is as busy as that from now on."""
+        for (_, which), held in self.truth.items():
+            if which == name and held.tier == "-":
+                held.load = load
 
     def collect(self) -> None:
         """Kubernetes' garbage collector."""

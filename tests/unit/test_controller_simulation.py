@@ -34,6 +34,7 @@ async def act(world: World, brains: list[Brain]) -> None:
             "run",
             "report",
             "sleep",
+            "call",
             "evict",
             "delete",
             "fail",
@@ -42,7 +43,7 @@ async def act(world: World, brains: list[Brain]) -> None:
             "node",
             "forget",
         ],
-        [30, 40, 18, 22, 22, 8, 2, 1, 1, 1, 4, 2, 1],
+        [30, 40, 18, 22, 22, 8, 6, 2, 1, 1, 1, 4, 2, 1],
     )[0]
     if what == "look":
         await look(world, brains)
@@ -60,6 +61,8 @@ async def act(world: World, brains: list[Brain]) -> None:
         world.report(dice.choice(instances))
     elif what == "sleep" and instances:
         world.sleep_or_wake(dice.choice(instances), dice.choice(TIERS))
+    elif what == "call" and instances:
+        world.call(dice.choice(instances), dice.choice(["Full", "Full", "Some", "Low", "Low"]))
     elif pods:
         name = dice.choice(pods)
         if what in ("evict", "delete", "fail", "reject"):
@@ -107,6 +110,7 @@ def order(world: World) -> None:
             {"rollout": {"sleeping": dice.choice(["OnWake", "Now"]), "maxUnavailable": dice.randint(1, 2)}},
             {"idle": {"suspendAfter": "1m", "parkAfter": "1m", "minAwake": dice.randint(0, 2)}},
             {"traffic": dice.choice(["Pack", "Spread"])},
+            {"wake": dice.choice([{}, {"targetInFlight": 2}, {"targetInFlight": 2}])},
         ]
     )
     world.note(f"order {spec}")
@@ -137,10 +141,20 @@ def leave(world: World, name: str) -> None:
         pod = world.pods.get(instance)
         if body["spec"].get("nodeName") != name:
             continue
-        if pod is not None and pod["spec"].get("nodeName") == name and pod["status"]["phase"] == "Running":
+        stays = pod is not None and "deletionTimestamp" not in pod["metadata"]  # one that is evicted keeps its state
+        if pod and stays and pod["spec"].get("nodeName") == name and pod["status"]["phase"] == "Running":
             world.api.ask_to_go("pods", instance)
         else:
             world.api.ask_to_go("gpuinstances", instance)
+
+
+def calm_or_storm(world: World) -> None:
+    """In the end all that are awake are Full, or Low, or as they are; mostly somebody asks for that."""
+    if world.dice.random() < 0.7:
+        world.order(wake={"targetInFlight": 2}, traffic="Pack", state="Auto")
+    if load := world.dice.choice(["Full", "Low", ""]):
+        for name in list(world.instances):
+            world.call(name, load)
 
 
 async def quiet(world: World, brain: Brain) -> None:
@@ -188,15 +202,31 @@ def judge_end(world: World) -> None:
 
 def judge_serving(world: World) -> None:
     """Of the pods with a gate those are in that should be."""
+    spec = world.workload["spec"]
+    counted = spec.get("traffic", "Pack") == "Pack" and "targetInFlight" in spec.get("wake", {})
+    counted = counted and spec.get("state", "Auto") == "Auto" and spec.get("replicas", 1) > 1
     tiers = {name: instance["status"]["tier"] for name, instance in world.instances.items()}
+    surplus = set()
     for name, pod in world.pods.items():
         if not pod["spec"].get("readinessGates"):
             continue
-        serving = next(c["status"] for c in pod["status"]["conditions"] if c["type"] == names.SERVING)
-        if tiers[name] == "-" or world.workload["spec"].get("traffic") == "Spread":
-            assert serving == "True"
+        gate = next(c for c in pod["status"]["conditions"] if c["type"] == names.SERVING)
+        if counted and tiers[name] == "-" and gate["reason"] == "Surplus":
+            surplus.add(name)
+            assert gate["status"] == "False"
+        elif tiers[name] == "-" or spec.get("traffic") == "Spread":
+            assert gate["status"] == "True"
         elif "-" in tiers.values():
-            assert serving == "False"
+            assert gate["status"] == "False"
+    loads = [i["status"]["load"] for name, i in world.instances.items() if tiers[name] == "-" and name not in surplus]
+    assert loads or not surplus, "somebody works"
+    if counted and loads and set(loads) == {"Full"}:
+        assert not surplus
+        assert set(tiers.values()) == {"-"}, "all are needed"
+    if counted and loads and set(loads) == {"Low"} and not surplus:
+        stay = max(1, spec.get("idle", {}).get("minAwake", 0))
+        bare = sum(not pod["spec"].get("readinessGates") for pod in world.pods.values())
+        assert len(loads) <= stay + bare, "who is not needed is out"
 
 
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed-{seed}")
@@ -215,6 +245,8 @@ async def test_any_order_of_events_ends_well(seed: int) -> None:
         world.order(onStateLost="Start")
         if seed % 2:
             leave(world, "n1")
+        await quiet(world, brains[0])
+        calm_or_storm(world)
         await quiet(world, brains[0])
         judge_end(world)
         before = dict(brains[0].client.sent)
