@@ -17,7 +17,7 @@ from cluster_bed import CLASS, ClusterBed, eventually, open_cluster, pod, servic
 
 from kybernate.errors import KybernateError, NotFoundError
 from kybernate.lab.clean import TEST_CLUSTERS, remove_dead_clusters
-from kybernate.lab.cluster import SHORT, Cluster
+from kybernate.lab.cluster import SHORT, Cluster, Node
 from kybernate.lab.cluster.machine import cgroup_folders
 from kybernate.lab.cluster.node import containerd_config
 from kybernate.lab.cluster.wires import host_cable
@@ -166,10 +166,12 @@ def test_a_power_cut_and_a_node_that_comes_back(pair: ClusterBed) -> None:
         for container in frozen:
             node.ctr("task", "pause", container)
         assert frozen
+        hardware = hardware_address(node)
         cluster.take_away(node)
         assert not node.machine.running
         eventually(lambda: place(without=node.name), 120, "another one runs elsewhere")
         cluster.bring_back(node)
+        assert hardware_address(node) == hardware  # as with any machine: others know it for a while
         node.run(["ls", "/var/lib/kybernate/kept", "/opt/kept"])
         with pytest.raises(KybernateError):
             node.run(["ls", "/run/lost"])
@@ -177,6 +179,10 @@ def test_a_power_cut_and_a_node_that_comes_back(pair: ClusterBed) -> None:
             pass
     finally:
         pair.delete(f"deployment/{name}")
+
+
+def hardware_address(node: Node) -> str:
+    return str(json.loads(node.run(["ip", "-j", "link", "show", "eth0"]))[0]["address"])
 
 
 def test_a_second_cluster_beside_it_ends_without_a_trace(cluster_bed: ClusterBed, web: str) -> None:

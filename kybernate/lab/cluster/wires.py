@@ -137,9 +137,17 @@ def plug_host(cluster: str, plan: Plan, control_plane: int) -> None:
 
 
 def plug(control_plane: int, node: int, name: str) -> None:
-    """A cable from the bridge to the node with this pid and name."""
-    _ip([f"link add {cable(name)} netns {control_plane} type veth peer name {NODE_CABLE} netns {node}"])
+    """A cable from the bridge to the node with this pid and name. A node that starts anew has the hardware address it
+    had: the host and other nodes send to that for up to a minute before they ask again."""
+    address = ":".join(["02", *(f"{byte:02x}" for byte in hashlib.sha256(name.encode()).digest()[:5])])
+    peer = f"peer name {NODE_CABLE} address {address} netns {node}"
+    _ip([f"link add {cable(name)} netns {control_plane} type veth {peer}"])
     _ip([f"link set {cable(name)} master {BRIDGE} up"], control_plane)
+
+
+def plug_tap(control_plane: int, name: str) -> None:
+    """A cable from the bridge that ends in a tap, for a virtual machine whose QEMU runs in that namespace."""
+    _ip([f"tuntap add {cable(name)} mode tap", f"link set {cable(name)} master {BRIDGE} up"], control_plane)
 
 
 def unplug(control_plane: int, name: str) -> None:
