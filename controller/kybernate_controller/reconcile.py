@@ -161,6 +161,7 @@ class Reconciler:
         for name in sorted(wanted):
             try:
                 nodes[name] = await self._client.get(NODES, Node, name)
+                self._caches.nodes.absorb(nodes[name])
             except ApiNotFoundError:
                 continue
         return nodes
