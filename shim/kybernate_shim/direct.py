@@ -111,7 +111,7 @@ def plan(state: State, v1_places: dict[str, str], v2_path: str) -> tuple[list[st
     with_path = {kind for kind, path in spaces.items() if path}
     special = (
         any((config.get("Hooks") or {}).values()),
-        (config.get("cgroups") or {}).get("systemd"),
+        has_systemd_scope(config),
         config.get("no_pivot_root"),
         state.get("rootless"),
         state.get("intel_rdt_path"),
@@ -138,6 +138,11 @@ def plan(state: State, v1_places: dict[str, str], v2_path: str) -> tuple[list[st
     if network:
         words += ["--inherit-fd", f"fd[{NETWORK}]:extRootNetNS"]
     return words, network
+
+
+def has_systemd_scope(config: dict[str, Any]) -> bool:
+    """Whether runc keeps the container's cgroup through systemd. runc 1.1 writes the name as in Go, "Systemd"."""
+    return any(value for name, value in (config.get("cgroups") or {}).items() if name.lower() == "systemd")
 
 
 def _external(config: dict[str, Any], v1_places: dict[str, str]) -> list[tuple[str, str]]:

@@ -304,7 +304,8 @@ def _root_for_dump(record: states.Record) -> str:
     decoy = f"{cgroup.own()['']}/dump-{record.container}" if not cgroup.is_v1(record.cgroups) else ""
     state["cgroup_paths"] = {"": decoy} if decoy else {}
     config = state["config"]
-    config["cgroups"].update({"systemd": False, "path": f"/{cgroup.OWN}/dump-{record.container}"})
+    kept = {name: value for name, value in config["cgroups"].items() if name.lower() != "systemd"}
+    config["cgroups"] = {**kept, "path": f"/{cgroup.OWN}/dump-{record.container}"}
     config["Hooks"] = None
     root = record.path("runc")
     states.remove_tree(root)

@@ -68,6 +68,7 @@ def test_a_cgroup_namespace_is_made_anew_at_the_containers_group() -> None:
     [
         {"Hooks": {"prestart": [{"path": "/usr/bin/nvidia-container-runtime-hook"}]}},
         {"cgroups": {"systemd": True}},
+        {"cgroups": {"Systemd": True}},
         {"namespaces": [*SPACES, {"type": "NEWUSER", "path": ""}]},
         {"namespaces": [{"type": "NEWPID", "path": "/proc/7/ns/pid"}, {"type": "NEWNS", "path": ""}]},
         {"namespaces": [{"type": "NEWNS", "path": ""}]},
@@ -78,6 +79,7 @@ def test_a_cgroup_namespace_is_made_anew_at_the_containers_group() -> None:
     ids=[
         "hooks",
         "systemd",
+        "systemd as runc 1.1 writes it",
         "user namespace",
         "shared pid namespace",
         "host's pids",
