@@ -36,6 +36,7 @@ CASES = [
     Case("an answer went out", (ASKED,), (replace(ASKED, sent=300, sent_age_ms=10),), True, None),
     Case("a connection came", (LISTENER,), (LISTENER, FRESH), True, None),
     Case("a connection went", (LISTENER, ANSWERED), (LISTENER,), False, None),
+    Case("a request ended, and its connection with it", (LISTENER, SILENT), (LISTENER,), True, None),
     Case("connections came and went", (LISTENER,), (LISTENER,), True, None, opens=3),
     Case("nobody accepts", (LISTENER,), (replace(LISTENER, unread=1),), True, 100.0),
     Case("data lies unread", (ANSWERED,), (replace(ANSWERED, unread=7),), False, 94.9),

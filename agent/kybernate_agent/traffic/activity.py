@@ -2,7 +2,8 @@
 
 Used means one of three things:
 
-- Bytes moved since the last sample, in either direction, on any connection that counts, outgoing ones included.
+- Bytes moved since the last sample, in either direction, on any connection that counts, outgoing ones included. So
+  they did where a request was in flight whose connection is gone: it was answered, or given up.
 - Connections came: one that was not there before, or ones that came and went between samples (the namespace's counter
   of passive opens, which counts a sidecar's as well).
 - A request is in flight: on a connection that the pod serves, the client's data is newer than the server's, or data or
@@ -93,6 +94,7 @@ def fold(
     moved = (
         previous is None
         or others
+        or not previous.in_flight.keys() <= {found.flow for found in sockets.values()}
         or any(_moved(found, previous.sockets.get(found.cookie)) for found in sockets.values())
     )
     last = now if moved or previous is None else previous.last_activity
