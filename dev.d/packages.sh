@@ -44,10 +44,14 @@ missing_node() {
     need libstdc++6 - installed libstdc++6
 }
 
-# A small library that tests preload is compiled from C.
+# A small library that tests preload is compiled from C. A virtual machine is made of Debian's packages, with QEMU in a
+# tree of its own, and entered by ssh.
 missing_tests() {
     need gcc - has gcc
     need libc6-dev - test -e /usr/include/stdio.h
+    need mmdebstrap - has mmdebstrap
+    need e2fsprogs - has mkfs.ext4
+    need openssh-client - has ssh
 }
 
 # The peer that benchmarks measure against is built from its source; curl is what they compare with, and call by.

@@ -117,6 +117,7 @@ def service(name: str, port: int = 80, target: int = 8080) -> dict[str, Any]:
 def open_cluster(
     *,
     nodes: int = 1,
+    guests: int = 0,
     runtime: bool = False,
     patience: Patience | None = None,
     images: Sequence[Image] | None = None,
@@ -124,7 +125,7 @@ def open_cluster(
     """A cluster of its own for the block, with PYTHON_IMAGE on its nodes. What killed sessions left is removed."""
     remove_dead_clusters()
     name = f"{TEST_CLUSTERS}{os.getpid()}-{next(_numbers)}"
-    cluster = Cluster(Path("/var/tmp", name), name, nodes=nodes, runtime=runtime, patience=patience)
+    cluster = Cluster(Path("/var/tmp", name), name, nodes=nodes, guests=guests, runtime=runtime, patience=patience)
     bed = ClusterBed(cluster)
     try:
         cluster.up(images=[python_image(PYTHON_IMAGE)] if images is None else images)

@@ -33,6 +33,7 @@ from kybernate.lab.cluster.pki import Authority
 from kybernate.lab.cluster.wires import Plan
 from kybernate.lab.images import Image, pause_image
 from kybernate.lab.process import run
+from kybernate.lab.vm.machine import end_all
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 READY_SECONDS = 180.0
@@ -51,10 +52,20 @@ class ClusterLateError(DeadlineError):
 
 
 class Cluster:
-    """A cluster named `name` in `folder`. The name is unique on the machine: cgroups and the host's cable bear it."""
+    """A cluster named `name` in `folder`. The name is unique on the machine: cgroups and the host's cable bear it.
+
+    `guests` are nodes that others start and plug in, virtual machines; they lie in FOLDER/vm and end with the cluster.
+    """
 
     def __init__(
-        self, folder: Path, name: str, *, nodes: int = 1, runtime: bool = False, patience: Patience | None = None
+        self,
+        folder: Path,
+        name: str,
+        *,
+        nodes: int = 1,
+        guests: int = 0,
+        runtime: bool = False,
+        patience: Patience | None = None,
     ) -> None:
         if any(folder.is_relative_to(taken) for taken in ("/run", "/dev", *OVERLAID)):
             raise FolderError(folder=folder)
@@ -65,6 +76,7 @@ class Cluster:
         self.control_plane = Machine(folder / control_plane.NAME, control_plane.NAME, f"/{name}/{control_plane.NAME}")
         self.programs = kubernetes.folder()
         self._names = [f"n{number}" for number in range(1, nodes + 1)]
+        self._places = nodes + guests
         self.plan = Plan("")
         self.nodes: list[Node] = []
 
@@ -78,7 +90,14 @@ class Cluster:
         except (OSError, ValueError) as error:
             raise NoClusterError(folder=folder) from error
         patience = Patience(**said["patience"])
-        cluster = cls(folder, said["name"], nodes=said["nodes"], runtime=said["runtime"], patience=patience)
+        cluster = cls(
+            folder,
+            said["name"],
+            nodes=said["nodes"],
+            guests=said.get("guests", 0),
+            runtime=said["runtime"],
+            patience=patience,
+        )
         cluster._plan(Plan(said["prefix"]))
         return cluster
 
@@ -89,11 +108,11 @@ class Cluster:
         self.down()
         try:
             self.folder.mkdir(mode=0o711, parents=True)
-            self._plan(wires.claim(self.name, len(self._names)))
+            self._plan(wires.claim(self.name, self._places))
             self._write()
             head = ControlPlane(self.control_plane.folder, self.programs, self.authority, self.plan, self.patience)
             head.prepare(self._names[0])
-            lines = self.plan.control_plane_lines(len(self._names))
+            lines = self.plan.control_plane_lines(self._places)
             self.control_plane.start(Setup(head.services(), lines, keep=self._keep()))
             wires.plug_host(self.name, self.plan, self.control_plane.pid)
             say("control plane started")
@@ -111,6 +130,7 @@ class Cluster:
 
     def down(self) -> None:
         """Leave nothing. Safe to repeat, also for what another process started. The nodes go first, without a word."""
+        end_all(self.folder / "vm")
         machines = [Machine(path, path.name, f"/{self.name}/{path.name}") for path in self.folder.glob("n[0-9]*")]
         machines = [node.machine for node in self.nodes] or machines
         with contextlib.suppress(NotFoundError):
@@ -176,14 +196,14 @@ class Cluster:
 
     def _plan(self, plan: Plan) -> None:
         self.plan = plan
-        count = len(self._names)
         for number, name in enumerate(self._names, 1):
-            place = Place(number, count, plan, self.authority, self.programs, self.patience, self.runtime)
+            place = Place(number, self._places, plan, self.authority, self.programs, self.patience, self.runtime)
             self.nodes.append(Node(Machine(self.folder / name, name, f"/{self.name}/{name}"), place))
 
     def _write(self) -> None:
         patience = {"not_ready": self.patience.not_ready, "evicted": self.patience.evicted}
-        said = {"name": self.name, "nodes": len(self._names), "runtime": self.runtime, "prefix": self.plan.prefix}
+        nodes = {"nodes": len(self._names), "guests": self._places - len(self._names)}
+        said = {"name": self.name, **nodes, "runtime": self.runtime, "prefix": self.plan.prefix}
         (self.folder / "cluster.json").write_text(json.dumps({**said, "patience": patience}))
 
     def _boot(self, node: Node, images: Sequence[Image]) -> None:

@@ -72,8 +72,13 @@ class Node:
         machine.put("/etc/containerd/config.toml", containerd_config(place.runtime))
         machine.put("/etc/cni/net.d/10-pods.conflist", cni_config(place.plan.pods(place.number)))
         machine.put("/etc/kubernetes/resolv.conf", f"nameserver {place.plan.host}\n")
-        machine.put("/etc/kubernetes/kubelet.yaml", kubelet_config(self))
+        machine.put("/etc/kubernetes/kubelet.yaml", kubelet_config(self.name, place, self._own_lines()))
         machine.put("/etc/kubernetes/proxy.yaml", proxy_config(place.authority, place.plan, self.name))
+
+    def _own_lines(self) -> str:
+        """The kubelet's cgroups are below the machine's own."""
+        without = "" if has_cpu_controller() else "cgroupsPerQOS: false\nenforceNodeAllocatable: []\n"
+        return f"cgroupDriver: cgroupfs\ncgroupRoot: {self.machine.cgroup}\n{without}nodeStatusUpdateFrequency: 1s\n"
 
     def setup(self, keep: Sequence[Path]) -> Setup:
         """What the machine runs. After a power cut /run is empty, so the runtime is installed at each start."""
@@ -131,8 +136,11 @@ class Node:
             self.machine.resume(service)
 
 
-def containerd_config(runtime: bool) -> str:
-    """Configuration version 2: containerd 1.7 and 2.x read it. Source: containerd, docs/cri/config.md."""
+def containerd_config(runtime: bool, systemd: bool = False) -> str:
+    """Configuration version 2: containerd 1.7 and 2.x read it. Source: containerd, docs/cri/config.md.
+
+    `systemd` is for a virtual machine: the driver, and no limit that comes from the host.
+    """
     cri = 'plugins."io.containerd.grpc.v1.cri"'
     handler = f"""    [{cri}.containerd.runtimes.{HANDLER}]
       runtime_type = "io.containerd.runc.v2"
@@ -141,24 +149,27 @@ def containerd_config(runtime: bool) -> str:
       [{cri}.containerd.runtimes.{HANDLER}.options]
         BinaryName = "{PREFIX}/bin/kybernate-runc"
 """
+    driver = f"""      [{cri}.containerd.runtimes.runc.options]
+        SystemdCgroup = true
+"""
     return f"""version = 2
 [debug]
   level = "info"
 [{cri}]
   sandbox_image = "{PAUSE}"
-  restrict_oom_score_adj = {"false" if has_capability(CAP_SYS_RESOURCE) else "true"}
-  disable_cgroup = {"false" if has_cpu_controller() else "true"}
+  restrict_oom_score_adj = {"false" if systemd or has_capability(CAP_SYS_RESOURCE) else "true"}
+  disable_cgroup = {"false" if systemd or has_cpu_controller() else "true"}
   enable_unprivileged_ports = false
   enable_unprivileged_icmp = false
   [{cri}.cni]
-    bin_dir = "{cni_plugins()}"
+    bin_dir = "{"/usr/lib/cni" if systemd else cni_plugins()}"
     conf_dir = "/etc/cni/net.d"
   [{cri}.containerd]
     snapshotter = "overlayfs"
     default_runtime_name = "runc"
     [{cri}.containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
-{handler if runtime else ""}"""
+{driver if systemd else ""}{handler if runtime else ""}"""
 
 
 def cni_config(subnet: str) -> str:
@@ -178,10 +189,12 @@ def cni_config(subnet: str) -> str:
     return json.dumps({"cniVersion": "1.0.0", "name": "pods", "plugins": plugins}, indent=2)
 
 
-def kubelet_config(node: Node) -> str:
-    """Source: kubernetes, staging/src/k8s.io/kubelet/config/v1beta1/types.go."""
-    pki, plan = node.place.authority, node.place.plan
-    cgroups = "" if has_cpu_controller() else "cgroupsPerQOS: false\nenforceNodeAllocatable: []\n"
+def kubelet_config(name: str, place: Place, own: str) -> str:
+    """`own` are the lines in which nodes differ.
+
+    Source: kubernetes, staging/src/k8s.io/kubelet/config/v1beta1/types.go.
+    """
+    pki, plan = place.authority, place.plan
     return f"""apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 authentication:
@@ -189,20 +202,17 @@ authentication:
   webhook: {{enabled: true}}
   x509: {{clientCAFile: "{pki.certificate}"}}
 authorization: {{mode: Webhook}}
-tlsCertFile: "{pki.crt(node.name)}"
-tlsPrivateKeyFile: "{pki.key(node.name)}"
+tlsCertFile: "{pki.crt(name)}"
+tlsPrivateKeyFile: "{pki.key(name)}"
 containerRuntimeEndpoint: unix://{CONTAINERD_SOCKET}
-cgroupDriver: cgroupfs
-cgroupRoot: {node.machine.cgroup}
-{cgroups}failCgroupV1: false
+{own}failCgroupV1: false
 failSwapOn: false
 evictionHard: {{imagefs.available: "0%", nodefs.available: "0%", memory.available: "50Mi"}}
 imageGCHighThresholdPercent: 100
 clusterDNS: [{plan.dns}]
 clusterDomain: {DOMAIN}
 resolvConf: /etc/kubernetes/resolv.conf
-nodeStatusUpdateFrequency: 1s
-nodeLeaseDurationSeconds: {node.place.patience.lease}
+nodeLeaseDurationSeconds: {place.patience.lease}
 shutdownGracePeriod: 0s
 volumePluginDir: /var/lib/kubelet/volume-plugins
 """
