@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from kybernate.api.gpuworkload import GpuWorkloadObject
-from kybernate_controller.objects import Instance, Node, Pod
+from kybernate_controller.objects import GpuNode, Instance, Node, Pod
 
 BY_WORKLOAD = "workload"
 """Index of pods and instances: the Key of their GpuWorkload, with an empty name for those of annotated pods."""
 BY_NODE = "node"
 """Index of instances: the name of the node on which their state lies."""
+
+BY_AVOIDED = "avoided"
+"""Index of pods: the names of the nodes that they avoid."""
+REFUSES = "refuses"
+"""Index of GpuNodes: whether the node can take no new instance."""
 
 T = TypeVar("T")
 
@@ -28,12 +33,13 @@ class Informed(Protocol[T]):
 
 @dataclass
 class Caches:
-    """All four."""
+    """All five."""
 
     workloads: Informed[GpuWorkloadObject]
     instances: Informed[Instance]
     pods: Informed[Pod]
     nodes: Informed[Node]
+    gpu_nodes: Informed[GpuNode]
 
 
 class NodesByName(Mapping[str, Node]):

@@ -1,10 +1,11 @@
-"""Which workload is looked at, and when: four informers put keys into one queue.
+"""Which workload is looked at, and when: five informers put keys into one queue.
 
     GpuWorkload changes            its key
     GpuInstance changes            the key of its workload; of annotated pods, the key with an empty name
     pod changes (with our label)   the key of its workload
     node comes, goes, is cordoned, the keys of all instances whose state lies there
     answers or not
+    GpuNode can take new ones      the keys of all pods that avoid it and wait for a node
 
 Every change makes one look at a key, however many changes come while it waits. The informers fill while another
 process leads; a controller that becomes the leader looks at everything once.
@@ -18,6 +19,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from kybernate.api import names
 from kybernate.api.gpuworkload import GpuWorkloadObject
@@ -26,11 +28,11 @@ from kybernate.kube.client import Client
 from kybernate.kube.controller import run_loop
 from kybernate.kube.events import Recorder, Regarding
 from kybernate.kube.queue import WorkQueue
-from kybernate.kube.resource import GPU_INSTANCES, GPU_WORKLOADS, NODES, PODS
-from kybernate_controller import slim
+from kybernate.kube.resource import GPU_INSTANCES, GPU_NODES, GPU_WORKLOADS, NODES, PODS
+from kybernate_controller import placement, slim
 from kybernate_controller.actions import Event
-from kybernate_controller.caches import BY_NODE, BY_WORKLOAD, Caches
-from kybernate_controller.objects import Instance, Node, Pod
+from kybernate_controller.caches import BY_AVOIDED, BY_NODE, BY_WORKLOAD, REFUSES, Caches
+from kybernate_controller.objects import GpuNode, Instance, Node, Pod
 from kybernate_controller.reconcile import Reconciler
 
 log = logging.getLogger("kybernate_controller")
@@ -65,10 +67,13 @@ class Controller:
             PODS,
             Pod,
             label_selector=names.WORKLOAD,
-            indexers={BY_WORKLOAD: _workload_of_pod},
+            indexers={BY_WORKLOAD: _workload_of_pod, BY_AVOIDED: placement.avoided_by},
             transform=slim.pod,
         )
         self.nodes = Informer(client, NODES, Node, transform=slim.node)
+        self.gpu_nodes = Informer(
+            client, GPU_NODES, GpuNode, indexers={REFUSES: placement.refuses}, transform=slim.gpu_node
+        )
         self._client = client
         self._recorder = recorder
         self._workers = workers
@@ -76,10 +81,11 @@ class Controller:
         self.instances.subscribe(self._instance_changed)
         self.pods.subscribe(self._pod_changed)
         self.nodes.subscribe(self._node_changed)
+        self.gpu_nodes.subscribe(self._gpu_node_changed)
 
     @property
-    def informers(self) -> tuple[Informer[GpuWorkloadObject], Informer[Instance], Informer[Pod], Informer[Node]]:
-        return self.workloads, self.instances, self.pods, self.nodes
+    def informers(self) -> tuple[Informer[Any], ...]:
+        return self.workloads, self.instances, self.pods, self.nodes, self.gpu_nodes
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -107,7 +113,7 @@ class Controller:
             self.queue.add(Key(workload.metadata.namespace, workload.metadata.name))
         for instance in self.instances.items():
             self._add(_workload_of_instance(instance))
-        caches = Caches(self.workloads, self.instances, self.pods, self.nodes)
+        caches = Caches(self.workloads, self.instances, self.pods, self.nodes, self.gpu_nodes)
         reconciler = Reconciler(self._client, caches, self._tell, may_write=may_write)
 
         async def look(key: Key) -> float | None:
@@ -148,6 +154,13 @@ class Controller:
             return  # all are looked at once they are here
         for instance in self.instances.by_index(BY_NODE, change.key.name):
             self._add(_workload_of_instance(instance))
+
+    def _gpu_node_changed(self, change: Change[GpuNode]) -> None:
+        """Pods that avoid a node may be waiting for it."""
+        refused = change.old is not None and bool(placement.refusal(change.old))
+        if refused and self.pods.is_synced and not (change.new and placement.refusal(change.new)):
+            for pod in self.pods.by_index(BY_AVOIDED, change.key.name):
+                self._add(_workload_of_pod(pod))
 
     def _add(self, keys: Iterable[Key]) -> None:
         for key in keys:

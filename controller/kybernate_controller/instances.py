@@ -21,6 +21,7 @@ from kybernate.api import names
 from kybernate.api.gpuinstance import InstancePolicy, InstanceSpec
 from kybernate.api.gpuworkload import GpuWorkloadObject
 from kybernate.api.objects import builtins
+from kybernate_controller import placement
 from kybernate_controller.actions import (
     Action,
     AdoptPod,
@@ -47,8 +48,10 @@ def keep(
     *,
     keep_awake: bool,
     may_create: bool,
+    avoid: Mapping[str, str],
 ) -> Iterator[Action]:
-    """What brings one member nearer to existing as it should. `may_create`: pods can be made of the template."""
+    """What brings one member nearer to existing as it should. `may_create`: pods can be made of the template; `avoid`:
+    nodes that can take no new one, and why."""
     if replica.taken or replica.leaving:
         return
     state = whereabouts(replica, nodes)
@@ -57,8 +60,9 @@ def keep(
         if state.lost:
             yield from _begin_anew(workload, replica, state.lost)
         elif may_create:
-            body = pod_of(workload, template, replica.name, state.node)
-            made = Event("PodCreated", f"Made pod {replica.name}" + (f" for node {state.node}" if state.node else ""))
+            body = pod_of(workload, template, replica.name, state.node, list(avoid)[: placement.MOST])
+            where = f" for node {state.node}" if state.node else placement.said(avoid)
+            made = Event("PodCreated", f"Made pod {replica.name}{where}")
             yield CreatePod(name=replica.name, ordinal=replica.ordinal, pod=body, event=made)
         return
     if replica.ending:
@@ -67,7 +71,7 @@ def keep(
         owners = [*(builtins(owner) for owner in pod.metadata.owner_references), owner_reference(workload)]
         yield AdoptPod(name=pod.metadata.name, uid=pod.metadata.uid, owners=owners)
         return
-    why = misplaced(pod, state, may_create, gives_up=_gives_up(workload, replica.instance))
+    why = misplaced(pod, state, may_create, gives_up=_gives_up(workload, replica.instance), avoid=avoid)
     leaves = not pod.spec.node_name and bool(replica.node) and state == NOWHERE
     if why and not leaves:  # else the GpuInstance says so first, or the next pod would be bound there again
         again = Event("PodReplaced", f"Makes pod {replica.name} again: {why}")
@@ -80,7 +84,9 @@ def keep(
     yield from _intend(workload, template, replica, pod, state_node=state.node, keep_awake=keep_awake)
 
 
-def misplaced(pod: Pod, state: Whereabouts, may_create: bool, *, gives_up: bool = False) -> str:
+def misplaced(
+    pod: Pod, state: Whereabouts, may_create: bool, *, gives_up: bool = False, avoid: Mapping[str, str] | None = None
+) -> str:
     """Why the pod cannot be the instance; empty where it can. `gives_up`: a lost state is not waited for."""
     if pod.terminal:
         return f"it ended ({pod.status.reason or pod.status.phase})"
@@ -91,13 +97,17 @@ def misplaced(pod: Pod, state: Whereabouts, may_create: bool, *, gives_up: bool 
     bound = pod.metadata.annotations.get(names.STATE_NODE, "")
     if state.lost:
         return state.lost if bound and gives_up else ""
-    if bound == state.node or not may_create:
+    if not may_create:
         return ""
-    if state.node:
+    if bound != state.node and state.node:
         return f"its state lies on node {state.node}"
     # Else it would race the scheduler, which may bind it right now, and to the same node.
     scheduled = pod.condition("PodScheduled")
-    return f"nothing is left on node {bound}" if scheduled and scheduled.status == "False" else ""
+    if scheduled is None or scheduled.status != "False":
+        return ""
+    if bound != state.node:
+        return f"nothing is left on node {bound}"
+    return placement.in_vain(pod, avoid or {})
 
 
 def leave(workload: GpuWorkloadObject, replica: Replica, nodes: Mapping[str, Node]) -> Iterator[Action]:

@@ -179,6 +179,32 @@ class Node(Object, kw_only=True, gc=False):
         return any(taint.key == OUT_OF_SERVICE for taint in self.spec.taints)
 
 
+class Store(Object, kw_only=True, gc=False):
+    """Where a node keeps what is parked."""
+
+    free: str = ""
+
+
+class Tiers(Object, kw_only=True, gc=False):
+    """Where a node can keep state."""
+
+    nvme: Store | None = msgspec.field(name="NVME", default=None)
+
+
+class GpuNodeStatus(Object, kw_only=True, gc=False):
+    """What the agent of a node says of it."""
+
+    tiers: Tiers | None = None
+    conditions: tuple[ObjectCondition, ...] = ()
+
+
+class GpuNode(Object, kw_only=True, gc=False):
+    """A GpuNode."""
+
+    metadata: Meta
+    status: GpuNodeStatus = msgspec.field(default_factory=GpuNodeStatus)
+
+
 class InstanceStatus(Object, kw_only=True, gc=False):
     """Of what the agent observed, what decisions need."""
 

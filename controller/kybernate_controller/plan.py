@@ -8,7 +8,7 @@ replaced, then what may be better is improved, and last what is the case is said
 from __future__ import annotations
 
 from kybernate.api.gpuworkload import GpuWorkloadObject
-from kybernate_controller import instances, resize, rollout, scale, serving, status, target, template
+from kybernate_controller import instances, placement, resize, rollout, scale, serving, status, target, template
 from kybernate_controller.actions import Action, CheckTemplate, DeleteInstance, DeletePod, Event
 from kybernate_controller.objects import STATE_LOST, Instance
 from kybernate_controller.replica import Replica, Snapshot, in_order, replicas_of
@@ -26,6 +26,7 @@ def plan(snapshot: Snapshot, now: str) -> list[Action]:
     objection = made.problem or snapshot.findings.templates.get(made.hash, "")
     tried = _tried(workload, made.hash, found, snapshot)
     usable = tried and not objection
+    avoid = placement.avoided(snapshot.refusing)
     actions: list[Action] = []
     for replica in in_order(found.values()):
         if replica.leaving:
@@ -39,8 +40,9 @@ def plan(snapshot: Snapshot, now: str) -> list[Action]:
     # Where one pod may not be made (a quota), the others need not be tried before it is tried again.
     may_create = usable and not snapshot.findings.refused
     for member in chosen.members:
+        kept_awake = member.ordinal in awake
         actions += instances.keep(
-            workload, made, member, snapshot.nodes, keep_awake=member.ordinal in awake, may_create=may_create
+            workload, made, member, snapshot.nodes, keep_awake=kept_awake, may_create=may_create, avoid=avoid
         )
     if usable:
         going = {action.uid for action in actions if isinstance(action, DeletePod)}

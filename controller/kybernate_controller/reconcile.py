@@ -21,7 +21,7 @@ from kybernate.kube.client import Client
 from kybernate.kube.errors import ApiNotFoundError
 from kybernate.kube.resource import GPU_INSTANCES, GPU_WORKLOADS, NODES, PODS
 from kybernate_controller.actions import Action, Event, WriteStatus
-from kybernate_controller.caches import BY_WORKLOAD, Caches, NodesByName
+from kybernate_controller.caches import BY_WORKLOAD, REFUSES, Caches, NodesByName
 from kybernate_controller.doing import Doer, Target
 from kybernate_controller.known import Known
 from kybernate_controller.objects import Instance, Node, Pod
@@ -185,6 +185,7 @@ class Reconciler:
             nodes=nodes,
             findings=known.findings,
             ended=frozenset(known.ended),
+            refusing=self._caches.gpu_nodes.by_index(REFUSES, True),
         )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from kybernate.api import names
 from kybernate.api.gpuworkload import GpuWorkloadObject
-from kybernate_controller.objects import AWAKE, NVME, RAM, STATE_LOST, Instance, Meta, Node, Pod, controller_of
+from kybernate_controller.objects import AWAKE, NVME, RAM, STATE_LOST, GpuNode, Instance, Meta, Node, Pod, controller_of
 
 
 @dataclass
@@ -44,6 +44,8 @@ class Snapshot:
     nodes: Mapping[str, Node]
     findings: Findings = field(default_factory=Findings)
     ended: frozenset[str] = frozenset()
+    refusing: list[GpuNode] = field(default_factory=list)
+    """Nodes that can take no new instance."""
 
 
 @dataclass

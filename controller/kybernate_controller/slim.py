@@ -15,12 +15,12 @@ import msgspec
 
 from kybernate.api import names
 from kybernate.api.gpuworkload import GpuWorkloadObject
-from kybernate_controller.objects import DISRUPTION_TARGET, RESTORE_FAILED, Instance, Meta, Node, Pod
+from kybernate_controller.objects import DISRUPTION_TARGET, RESTORE_FAILED, GpuNode, Instance, Meta, Node, Pod
 
 T = TypeVar("T")
 
 LABELS = frozenset({names.WORKLOAD, names.TEMPLATE_HASH})
-ANNOTATIONS = frozenset({names.STATE_NODE, names.REQUESTS, names.STARTED_ANEW})
+ANNOTATIONS = frozenset({names.STATE_NODE, names.AVOIDS, names.REQUESTS, names.STARTED_ANEW})
 CONDITIONS = frozenset({"ContainersReady", "PodScheduled", DISRUPTION_TARGET, names.SERVING})
 
 
@@ -70,6 +70,12 @@ def pod(object: Pod) -> Pod:
 def node(object: Node) -> Node:
     """Heartbeats, sizes and labels are not looked at."""
     object.metadata.labels, object.metadata.annotations = {}, {}
+    object.status.conditions = tuple(c for c in object.status.conditions if c.type == "Ready")
+    return object
+
+
+def gpu_node(object: GpuNode) -> GpuNode:
+    _meta(object.metadata)
     object.status.conditions = tuple(c for c in object.status.conditions if c.type == "Ready")
     return object
 

@@ -2,12 +2,12 @@
 
     labels        kybernate.io/workload, instance, template-hash
     annotations   kybernate.io/containers (whom the shim manages), state-node (the node to which the pod is bound),
-                  requests (what the managed container asked for, to be restored after a park); no others of the group
-                  but those that a template may carry
+                  avoids (nodes that can take no new one), requests (what the managed container asked for, to be
+                  restored after a park); no others of the group but those that a template may carry
     spec          runtimeClassName; the readiness gate kybernate.io/serving, where sleepers may have to leave a Service;
-                  required node affinity by the node's name, where state lies; it tolerates a node that is silent for as
-                  long as that is: nothing is made elsewhere meanwhile, and a parked container comes back best in its
-                  own pod, whose writable layer is still there
+                  required node affinity by the node's name, to where state lies, else away from who can take no new
+                  one; it tolerates a node that is silent for as long as that is: nothing is made elsewhere meanwhile,
+                  and a parked container comes back best in its own pod, whose writable layer is still there
 
 The hash is of the template's meaning, not of its bytes, so that a newer API server that writes it otherwise replaces
 nobody. What Kybernate adds is not part of it: it may change from one version to the next.
@@ -16,6 +16,7 @@ nobody. What Kybernate adds is not part of it: it may change from one version to
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +87,10 @@ def owner_reference(workload: GpuWorkloadObject) -> dict[str, Any]:
     }
 
 
-def pod(workload: GpuWorkloadObject, template: Template, name: str, node: str = "") -> dict[str, Any]:
-    """The pod `name`, bound to `node` where that is not empty."""
+def pod(
+    workload: GpuWorkloadObject, template: Template, name: str, node: str = "", avoid: Collection[str] = ()
+) -> dict[str, Any]:
+    """The pod `name`, bound to `node` where that is not empty, else to none of those to `avoid`."""
     body = msgspec.json.decode(msgspec.json.encode(template.body))
     metadata, spec = body.get("metadata") or {}, body.get("spec") or {}
     annotations = {
@@ -98,6 +101,8 @@ def pod(workload: GpuWorkloadObject, template: Template, name: str, node: str = 
     annotations[names.CONTAINERS] = template.container
     if node:
         annotations[names.STATE_NODE] = node
+    elif avoid:
+        annotations[names.AVOIDS] = ",".join(avoid)
     if requests := _requests(spec, template.container):
         annotations[names.REQUESTS] = msgspec.json.encode(requests, order="sorted").decode()
     labels = {key: value for key, value in (metadata.get("labels") or {}).items() if not key.startswith(OURS)}
@@ -108,6 +113,8 @@ def pod(workload: GpuWorkloadObject, template: Template, name: str, node: str = 
         spec["readinessGates"] = [*gates, {"conditionType": names.SERVING}]
     if node:
         bind(spec, node)
+    elif avoid:
+        _by_name(spec, [{"key": "metadata.name", "operator": "NotIn", "values": [one]} for one in avoid])
     stay(spec)
     return {
         "apiVersion": "v1",
@@ -152,16 +159,21 @@ def stay(spec: dict[str, Any]) -> None:
 
 
 def bind(spec: dict[str, Any], node: str) -> None:
-    """Let only `node` take the pod. By the node's name: its hostname label may say something else."""
+    """Let only `node` take the pod."""
+    _by_name(spec, [{"key": "metadata.name", "operator": "In", "values": [node]}])
+
+
+def _by_name(spec: dict[str, Any], fields: list[dict[str, Any]]) -> None:
+    """Require all of `fields` of the node, besides what the template does. Its hostname label may not be its name; and
+    a field is compared with one value at a time, says Kubernetes."""
     affinity = spec.setdefault("affinity", None) or {}
     node_affinity = affinity.get("nodeAffinity") or {}
     required = node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
-    here = {"key": "metadata.name", "operator": "In", "values": [node]}
-    # Terms are alternatives, so each one gets the node.
+    # Terms are alternatives, so each one gets the fields.
     given: list[dict[str, Any]] = required.get("nodeSelectorTerms") or [{}]
     terms = [dict(term) for term in given]
     for alternative in terms:
-        alternative["matchFields"] = [*(alternative.get("matchFields") or ()), here]
+        alternative["matchFields"] = [*(alternative.get("matchFields") or ()), *fields]
     node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = required | {"nodeSelectorTerms": terms}
     affinity["nodeAffinity"] = node_affinity
     spec["affinity"] = affinity

@@ -2,7 +2,7 @@
 
 It is written when the agent starts, and again when what it says has changed noticeably.
 
-The controller places instances by it. A node without one, or whose condition Ready is not True, gets no new instance.
+The controller places instances by it: one whose condition Ready is False, or whose store is full, gets no new instance.
 """
 
 from __future__ import annotations

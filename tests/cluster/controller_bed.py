@@ -30,7 +30,7 @@ from kybernate.kube.connection import Request
 from kybernate.kube.credentials import load_credentials
 from kybernate.kube.errors import ApiNotFoundError, ConflictError, KindMissingError
 from kybernate.kube.events import Recorder
-from kybernate.kube.resource import CRDS, EVENTS, GPU_INSTANCES, GPU_WORKLOADS, NODES, PODS, Resource
+from kybernate.kube.resource import CRDS, EVENTS, GPU_INSTANCES, GPU_NODES, GPU_WORKLOADS, NODES, PODS, Resource
 from kybernate.lab.cluster.apiserver import ApiServerBed
 
 LIMIT_SECONDS = 60.0
@@ -56,7 +56,7 @@ async def install(bed: ApiServerBed) -> None:
             await client.apply(CRDS, crd.definition(resource), manager="test")
         runtime = {"metadata": {"name": "kybernate"}, "handler": "kybernate"}
         await client.apply(RUNTIME_CLASSES, runtime, manager="test")
-        for kind in (GPU_WORKLOADS, GPU_INSTANCES):
+        for kind in (GPU_WORKLOADS, GPU_INSTANCES, GPU_NODES):
             await until(functools.partial(_is_served, client, kind), f"{kind} is served")
 
     bed.create_namespace(SYSTEM)
@@ -121,6 +121,14 @@ class Stage:
         condition = {"type": "Ready", "status": "True" if ready else "Unknown", "reason": "Test"}
         body = {"metadata": {"name": name}, "status": {"conditions": [condition]}}
         await self.client.apply(NODES, body, manager="kubelet", subresource="status", into=dict)
+
+    async def say_gpu_node(self, name: str, *, ready: bool = True, free: str = "50Gi") -> None:
+        """As its agent does."""
+        condition = _condition("Ready", str(ready), "AgentReady" if ready else "CannotPark")
+        status = {"conditions": [condition], "tiers": {"NVME": {"free": free}}}
+        meta = {"metadata": {"name": name}}
+        await self.client.apply(GPU_NODES, meta, manager="agent", into=dict)
+        await self.client.apply(GPU_NODES, meta | {"status": status}, manager="agent", subresource="status", into=dict)
 
     async def workload(self, name: str, **spec: Any) -> None:
         """Apply a GpuWorkload; `image` and `labels` go into its template."""
@@ -206,9 +214,9 @@ class Stage:
             return
         required = spec.get("affinity", {}).get("nodeAffinity", {})
         terms = required.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get("nodeSelectorTerms", [{}])
-        allowed = {value for t in terms for field in t.get("matchFields", ()) for value in field["values"]}
         for name in sorted(self.nodes - self.silent):
-            if name in nodes and not nodes[name]["spec"].get("unschedulable") and (not allowed or name in allowed):
+            allowed = any(all(_names(field, name) for field in term.get("matchFields", ())) for term in terms)
+            if name in nodes and not nodes[name]["spec"].get("unschedulable") and allowed:
                 body = {"metadata": {"name": metadata["name"]}, "target": {"kind": "Node", "name": name}}
                 await self.client.create(
                     Resource("", "v1", f"pods/{metadata['name']}/binding", "Binding"), body, self.namespace, into=dict
@@ -288,6 +296,12 @@ class Stage:
     async def _say_pod(self, metadata: dict[str, Any], status: dict[str, Any], manager: str) -> None:
         body = {"metadata": {"name": metadata["name"], "uid": metadata["uid"]}, "status": status}
         await self.client.apply(PODS, body, self.namespace, manager=manager, subresource="status", into=dict)
+
+
+def _names(field: dict[str, Any], node: str) -> bool:
+    """Whether a required field of a node holds of it."""
+    assert field["key"] == "metadata.name"
+    return (node in field["values"]) == (field["operator"] == "In")
 
 
 def _condition(kind: str, status: str, reason: str = "", message: str = "") -> dict[str, Any]:

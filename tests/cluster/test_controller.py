@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from controller_bed import CONTAINER, Stage, controller_account, open_controller, open_stage, until
-from kybernate_controller import known
+from kybernate_controller import known, placement
 
 from kybernate.kube.errors import ForbiddenError
 from kybernate.kube.resource import GPU_INSTANCES, GPU_WORKLOADS, NODES, PODS, SECRETS
@@ -140,6 +140,26 @@ async def test_an_eviction_keeps_the_state_on_its_node(apiserver: ApiServerBed, 
         assert (spec["nodeName"], spec["epoch"], spec["podUID"]) == (node, 2, pod["metadata"]["uid"])
         assert node != other
         assert stage.tiers["chat-0"] == "NVME"
+
+
+async def test_a_new_instance_does_not_go_where_the_agent_says_no(apiserver: ApiServerBed, stage: Stage) -> None:
+    ill, well = await stage.node("n1"), await stage.node("n2")
+    await stage.say_gpu_node(ill, ready=False)
+    async with open_controller(apiserver) as (controller, _):
+        await stage.workload("chat", replicas=2)
+        await stage.until_ready("chat", 2, awake=2)
+        assert {pod["spec"]["nodeName"] for pod in (await stage.pods()).values()} == {well}
+        assert (await until(lambda: stage.events("PodCreated"), "the event"))[0].endswith(f"not on {ill} (CannotPark)")
+        await stage.say_gpu_node(well, free="900Mi")
+        await until(lambda: refused(controller, well), "the controller has read it")
+        before = {name: pod["metadata"]["uid"] for name, pod in (await stage.pods()).items()}
+        await stage.scale("chat", 3)
+        assert await until(lambda: degraded(stage, "Unschedulable"), "neither takes it")
+        await stage.say_gpu_node(ill)
+        await stage.until_ready("chat", 3, awake=3)
+        pods = await stage.pods()
+        assert pods.pop("chat-2")["spec"]["nodeName"] == ill
+        assert {name: pod["metadata"]["uid"] for name, pod in pods.items()} == before, "who has a place keeps it"
 
 
 async def test_a_deletion_gives_the_state_up(apiserver: ApiServerBed, stage: Stage) -> None:
@@ -386,6 +406,10 @@ async def test_the_controller_may_do_no_more_than_it_does(apiserver: ApiServerBe
 async def degraded(stage: Stage, reason: str) -> dict[str, Any] | None:
     found = await stage.condition("chat", "Degraded")
     return found if found.get("reason") == reason else None
+
+
+async def refused(controller: Any, node: str) -> bool:
+    return bool(placement.refusal(controller.gpu_nodes.get("", node)))
 
 
 async def holds(stage: Stage, kind: str) -> dict[str, Any] | None:

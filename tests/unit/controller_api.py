@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, Protocol
 
-from kybernate_controller import slim
-from kybernate_controller.caches import BY_WORKLOAD, Caches
-from kybernate_controller.objects import Instance, Node, Pod
+from kybernate_controller import placement, slim
+from kybernate_controller.caches import BY_WORKLOAD, REFUSES, Caches
+from kybernate_controller.objects import GpuNode, Instance, Node, Pod
 from kybernate_controller.reconcile import Reconciler
 
 from kybernate.api import names
@@ -27,7 +27,7 @@ from kybernate.kube.cache import Informer, Key
 from kybernate.kube.client import Listed
 from kybernate.kube.connection import Request
 from kybernate.kube.errors import AlreadyExistsError, ApiInvalidError, ApiNotFoundError, ConflictError
-from kybernate.kube.resource import GPU_INSTANCES, GPU_WORKLOADS, NODES, PODS, Resource
+from kybernate.kube.resource import GPU_INSTANCES, GPU_NODES, GPU_WORKLOADS, NODES, PODS, Resource
 from kybernate.kube.watch import Applied, Deleted, Event, Restarted
 
 NAMESPACE = "default"
@@ -36,6 +36,7 @@ Dict = dict[str, Any]
 SLIM: dict[Resource, Callable[[Any], Any]] = {
     PODS: slim.pod,
     NODES: slim.node,
+    GPU_NODES: slim.gpu_node,
     GPU_INSTANCES: slim.instance,
     GPU_WORKLOADS: slim.workload,
 }
@@ -54,7 +55,7 @@ class Api:
     """Objects by plural and name, and all their changes in order."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, dict[str, Dict]] = {r.plural: {} for r in (PODS, NODES, GPU_INSTANCES, GPU_WORKLOADS)}
+        self.objects: dict[str, dict[str, Dict]] = {r.plural: {} for r in SLIM}
         self.log: list[tuple[int, str, str, Dict]] = []
         self.version = 0
         self.writes: Counter[str] = Counter()
@@ -66,7 +67,7 @@ class Api:
         metadata = body["metadata"]
         metadata.setdefault("uid", f"uid-{next(self._uids)}")
         metadata["resourceVersion"] = str(self.version)
-        if plural != NODES.plural:
+        if plural not in (NODES.plural, GPU_NODES.plural):
             metadata["namespace"] = NAMESPACE
         old = self.objects[plural].get(metadata["name"])
         if plural in (GPU_INSTANCES.plural, GPU_WORKLOADS.plural):
@@ -297,7 +298,8 @@ class Brain:
         pods: Informer[Pod] = self._informer(api, PODS, Pod)
         nodes: Informer[Node] = self._informer(api, NODES, Node)
         self.told: list[str] = []
-        caches = Caches(workloads, instances, pods, nodes)
+        gpu_nodes: Informer[GpuNode] = self._informer(api, GPU_NODES, GpuNode)
+        caches = Caches(workloads, instances, pods, nodes, gpu_nodes)
         self.clock = 0.0
         self.reconciler = Reconciler(
             self.client,  # type: ignore[arg-type]
@@ -307,9 +309,10 @@ class Brain:
         )
 
     def _informer(self, api: Api, resource: Resource, kind: type[Any]) -> Informer[Any]:
-        indexers = {
+        indexers: dict[Resource, dict[str, Callable[[Any], Any]]] = {
             GPU_INSTANCES: {BY_WORKLOAD: lambda i: (Key(i.metadata.namespace, i.spec.workload),)},
             PODS: {BY_WORKLOAD: lambda p: (Key(p.metadata.namespace, p.metadata.labels[names.WORKLOAD]),)},
+            GPU_NODES: {REFUSES: placement.refuses},
         }
         informer: Informer[Any] = Informer(
             None,  # type: ignore[arg-type]

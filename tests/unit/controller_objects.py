@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kybernate_controller import actions, template
+from kybernate_controller import actions, placement, template
 from kybernate_controller.actions import Action
 from kybernate_controller.instances import policy_of
-from kybernate_controller.objects import Instance, Node, Pod
+from kybernate_controller.objects import GpuNode, Instance, Node, Pod
 from kybernate_controller.plan import plan
 from kybernate_controller.replica import Findings, Snapshot
 
@@ -48,6 +48,7 @@ def pod(
     *,
     node: str = "n1",
     bound: str = "",
+    avoids: str = "",
     uid: str = "",
     phase: str = "Running",
     made_of: GpuWorkloadObject | None = None,
@@ -67,6 +68,7 @@ def pod(
     if serving is not None:
         found[names.SERVING] = str(serving is True)
     annotations = {names.REQUESTS: '{"cpu":"2","memory":"1Gi"}'} | ({names.STATE_NODE: bound} if bound else {})
+    annotations |= {names.AVOIDS: avoids} if avoids else {}
     body = {
         "metadata": {
             "name": f"chat-{ordinal}",
@@ -164,6 +166,14 @@ def node(name: str = "n1", *, ready: bool = True, cordoned: bool = False, taint:
     return decode(encode(body), Node)
 
 
+def gn(name: str = "n1", *, ready: str = "True", free: str = "50Gi") -> GpuNode:
+    """What the agent of a node says; `ready` may be a reason why it is not."""
+    well = ready == "True"
+    said = {"type": "Ready", "status": str(well), "reason": "AgentReady" if well else ready}
+    body = {"metadata": {"name": name}, "status": {"conditions": [said], "tiers": {"NVME": {"free": free}}}}
+    return decode(encode(body), GpuNode)
+
+
 NODES = [node("n1"), node("n2")]
 
 
@@ -179,22 +189,25 @@ class Case:
     nodes: list[Node] = field(default_factory=lambda: NODES)
     findings: Findings | None = None
     ended: frozenset[str] = frozenset()
+    gpu_nodes: list[GpuNode] = field(default_factory=list)
 
 
 def planned(case: Case) -> list[Action]:
     findings = case.findings or Findings(templates={template.read(case.workload).hash: ""})
     nodes = {n.metadata.name: n for n in case.nodes}
     snapshot = Snapshot(
-        "default", "chat", case.workload, case.pods, case.instances, nodes, findings=findings, ended=case.ended
-    )
+        "default", "chat", case.workload, case.pods, case.instances, nodes, findings=findings, ended=case.ended,
+        refusing=[each for each in case.gpu_nodes if placement.refusal(each)],
+    )  # fmt: skip
     return plan(snapshot, NOW)
 
 
 def short(action: Action) -> str:
     match action:
         case actions.CreatePod():
-            bound = action.pod["metadata"]["annotations"].get(names.STATE_NODE)
-            return f"create {action.name}" + (f" for {bound}" if bound else "")
+            notes = action.pod["metadata"]["annotations"]
+            where = f" for {notes[names.STATE_NODE]}" if names.STATE_NODE in notes else ""
+            return f"create {action.name}{where}" + (f" not on {notes[names.AVOIDS]}" if names.AVOIDS in notes else "")
         case actions.DeletePod():
             return f"delete {action.name}" + (" keeping its state" if action.keeps_state else "")
         case actions.ApplyInstance():

@@ -14,7 +14,7 @@ from typing import Any
 from controller_api import WORKLOAD, Api, Brain, Dict, image_of
 
 from kybernate.api import names
-from kybernate.kube.resource import GPU_INSTANCES, GPU_WORKLOADS, NODES, PODS
+from kybernate.kube.resource import GPU_INSTANCES, GPU_NODES, GPU_WORKLOADS, NODES, PODS
 
 
 @dataclass
@@ -74,6 +74,15 @@ class World:
         ready = {"type": "Ready", "status": "True"}
         self.api.put(NODES.plural, {"metadata": {"name": name}, "spec": {}, "status": {"conditions": [ready]}})
 
+    def say_node(self, name: str, *, able: bool) -> None:
+        """The agent of a node that can take new instances, or none."""
+        ready = {"type": "Ready", "status": str(able), "reason": "AgentReady" if able else "CannotPark"}
+        status = {"conditions": [ready]}
+        if name in self.api.objects[GPU_NODES.plural]:
+            self.api.change(GPU_NODES.plural, name, status=status)
+        else:
+            self.api.put(GPU_NODES.plural, {"metadata": {"name": name}, "status": status})
+
     def make_workload(self, **spec: Any) -> None:
         container = {
             "name": "server",
@@ -110,9 +119,11 @@ class World:
         pod = self.pods[name]
         if pod["spec"].get("nodeName") or "deletionTimestamp" in pod["metadata"]:
             return
-        bound = pod["metadata"].get("annotations", {}).get(names.STATE_NODE)
+        notes = pod["metadata"].get("annotations", {})
+        bound, avoided = notes.get(names.STATE_NODE), notes.get(names.AVOIDS, "").split(",")
         nodes = [n for n in self.api.objects[NODES.plural].values() if not n["spec"].get("unschedulable")]
         able = [n["metadata"]["name"] for n in nodes if bound in (None, n["metadata"]["name"])]
+        able = [name for name in able if name not in avoided]
         if able:
             self.api.change(PODS.plural, name, spec={"nodeName": self.dice.choice(able)})
         else:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from controller_objects import NOW, STRANGER, Case, gi, gw, node, planned, pod, short
+from controller_objects import NOW, STRANGER, Case, gi, gn, gw, node, planned, pod, short
 from kybernate_controller import actions, template
 from kybernate_controller.replica import Findings
 
@@ -18,6 +20,7 @@ NEW2 = gw(image="two", replicas=2)
 NOW2 = gw(image="two", replicas=2, rollout={"sleeping": "Now"})
 START = gw(onStateLost="Start")
 PARKS = gw(idle={"suspendAfter": "1m", "parkAfter": "1m"})
+UNPLACED: dict[str, Any] = {"phase": "Pending", "conditions": {"PodScheduled": "False"}}
 LOW = {"cpu": "10m", "memory": "16Mi"}
 
 CASES = [
@@ -107,6 +110,16 @@ CASES = [
         [gi(0, "", state="StateLost", start_anew=1)],
         ["apply chat-0 p0 on n1 epoch 1"],
     ),
+    # Nodes that can take no new instance.
+    Case("a node that can take none", gw(), then=["create chat-0 not on n1"], gpu_nodes=[gn("n1", ready="CannotPark"), gn("n2")]),
+    Case("one whose store is full", gw(), then=["create chat-0 not on n2"], gpu_nodes=[gn("n1"), gn("n2", free="1023Mi")]),
+    Case("all of them", gw(), then=["create chat-0 not on n1,n2"], gpu_nodes=[gn("n2", free="0"), gn("n1", ready="CannotPark")]),
+    Case("state goes back in any case", gw(), [], [gi(0, "NVME")], ["create chat-0 for n1"], gpu_nodes=[gn("n1", ready="CannotPark")]),
+    Case("who is there stays", gw(), [pod(0)], [gi(0)], gpu_nodes=[gn("n1", ready="CannotPark")]),
+    Case("no place, for it avoids one that can take it by now", gw(), [pod(0, node="", avoids="n1,n2", **UNPLACED)], [gi(0, "", node="")], ["delete chat-0 keeping its state"], gpu_nodes=[gn("n1", ready="CannotPark"), gn("n2")]),
+    Case("the scheduler may still place it", gw(), [pod(0, node="", avoids="n1,n2", phase="Pending")], [gi(0, "", node="")], gpu_nodes=[gn("n1", ready="CannotPark"), gn("n2")]),
+    Case("no place, and none could take it", gw(), [pod(0, node="", avoids="n1,n2", **UNPLACED)], [gi(0, "", node="")], gpu_nodes=[gn("n1", ready="CannotPark"), gn("n2", free="1Mi")]),
+    Case("the node that it avoids is gone", gw(), [pod(0, node="", avoids="n1", **UNPLACED)], [gi(0, "", node="")], ["delete chat-0 keeping its state"]),
     # Scale.
     Case("scale down ends the highest", gw(), [pod(0), pod(1)], [gi(0), gi(1)], ["end chat-1"]),
     Case("scale down ends the sleeper", gw(), [pod(0), pod(1)], [gi(0, "RAM"), gi(1)], ["end chat-0"]),

@@ -118,10 +118,14 @@ def order(world: World) -> None:
 
 
 def node(world: World) -> None:
-    """Cordon, uncordon, take a node away, bring it back."""
+    """Cordon, uncordon, take a node away, bring it back; or its agent says whether it can take new instances."""
     nodes = world.api.objects["nodes"]
     name = world.dice.choice(world.nodes)
-    if name not in nodes:
+    if world.dice.random() < 0.3:
+        able = world.dice.random() < 0.5
+        world.note(f"node {name} can take {'new ones' if able else 'none'}")
+        world.say_node(name, able=able)
+    elif name not in nodes:
         world.note(f"node {name} comes")
         world.add_node(name)
     elif world.dice.random() < 0.3 and len(nodes) > 1:
@@ -242,6 +246,7 @@ async def test_any_order_of_events_ends_well(seed: int) -> None:
             if name not in world.api.objects["nodes"]:
                 world.add_node(name)
             world.api.change("nodes", name, spec={"unschedulable": False})
+            world.say_node(name, able=True)
         world.order(onStateLost="Start")
         if seed % 2:
             leave(world, "n1")

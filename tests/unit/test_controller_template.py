@@ -73,6 +73,22 @@ def test_state_binds_every_alternative_of_an_affinity() -> None:
     assert terms == [{"matchFields": here}]
 
 
+def test_what_is_to_be_avoided_is_no_alternative() -> None:
+    zones = [{"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]} for zone in "ab"]
+    required = {"nodeSelectorTerms": zones}
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
+    own = with_template({"spec": {"containers": [CONTAINER], "affinity": affinity}})
+    away = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in ("n1", "n2")]
+    for workload, terms in ((own, zones), (gw(), [{}])):
+        pod = template.pod(workload, template.read(workload), "chat-0", avoid=["n1", "n2"])
+        found = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert found["nodeSelectorTerms"] == [term | {"matchFields": away} for term in terms]
+        assert pod["metadata"]["annotations"][names.AVOIDS] == "n1,n2"
+        bound = template.pod(workload, template.read(workload), "chat-0", "n1", ["n1", "n2"])
+        assert names.AVOIDS not in bound["metadata"]["annotations"]
+        assert "NotIn" not in str(bound["spec"]["affinity"])
+
+
 def test_a_pod_waits_for_a_silent_node_unless_the_template_says_how_long() -> None:
     def tolerations(*given: dict[str, Any]) -> list[dict[str, Any]]:
         spec = {"containers": [CONTAINER], **({"tolerations": list(given)} if given else {})}
