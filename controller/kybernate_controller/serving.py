@@ -23,9 +23,9 @@ SURPLUS = "Surplus"
 
 
 def steps(members: list[Replica], *, pack: bool, surplus: Container[int] = ()) -> Iterator[SetServing]:
-    """The gates that are to be changed. `surplus`: ordinals that are awake, and not needed."""
+    """The gates that are to be changed. `surplus`: ordinals that are awake and not needed, for others work."""
     sleepers = [member for member in members if member.asleep and member.alive]
-    working = any(member.awake and member.available and member.ordinal not in surplus for member in members)
+    working = any(member.awake and member.available for member in members)
     chosen: Replica | None = None
     if sleepers and not working:
         chosen = min(sleepers, key=cost)

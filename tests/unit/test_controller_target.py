@@ -98,6 +98,7 @@ TABLE: list[tuple[str, GpuWorkloadObject, tuple[str, ...], list[str]]] = [
     ("not if one is not so calm", workload(2), ("Some", "Low"), []),
     ("nor if nobody knows of one", workload(2), ("Low", ""), []),
     ("as many as minAwake stay", workload(3, 2), ("Low kept", "Low kept", "Low"), ["serving chat-2 False"]),
+    ("also while one of them does not answer", workload(3, 2), ("Low kept unready", "Low kept", "Low"), []),
     ("all of them", workload(2, 2), ("Low kept", "Low kept"), []),
     ("whichever those are", workload(3, 2), ("Low", "Low kept", "Low kept"), ["serving chat-0 False"]),
     ("one without a gate cannot go", workload(2), ("Low", "Low bare"), ["serving chat-0 False"]),
