@@ -2,7 +2,7 @@
 
 Asked are those that work: awake, answering, in the Service. The agent of each says how busy it is, in a word that it
 changes rarely (agent/kybernate_agent/traffic/load.py): Full, it has had as many requests in flight as the target, or
-more; Low, fewer than half of it; else Some.
+more; Low, fewer than a quarter of it; else Some.
 
     all are Full              one more is needed: who was taken out and is awake still, else the cheapest to wake
     all but one are Full,     that one is kept awake, however idle: asleep it would be needed at once
