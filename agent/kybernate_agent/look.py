@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kybernate_agent import processes
 from kybernate_agent.instance import Condition, Phase, Policy, View
 from kybernate_agent.traffic.activity import Activity, fold
-from kybernate_agent.traffic.load import Load, fold_load
+from kybernate_agent.traffic.load import UNKNOWN, Load, fold_load
 from kybernate_agent.traffic.sockdiag import State
 
 if TYPE_CHECKING:
@@ -106,12 +106,15 @@ def _say_starting(actor: Actor, now: float) -> None:
 
 def _say_load(actor: Actor, activity: Activity | None, now: float) -> None:
     """How busy it is, while it is awake and somebody wants to know."""
-    before, policy = actor.load, actor.policy
-    actor.load = None
-    if activity is not None and policy.target_in_flight is not None:
+    before, policy = actor.load or UNKNOWN, actor.policy
+    if policy.target_in_flight is None:
+        actor.load = None
+    elif activity is None:
+        actor.load = Load()
+    else:
         requests = activity.requests(now, policy.max_in_flight)
-        actor.load = fold_load(before or Load(), requests, policy.target_in_flight, now)
-        if actor.load.word != (before or Load()).word:
+        actor.load = fold_load(before, requests, policy.target_in_flight, now)
+        if actor.load.word != before.word:
             actor.services.changed(actor.record.id)
 
 

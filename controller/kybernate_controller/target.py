@@ -9,7 +9,7 @@ more; Low, fewer than a quarter of it; else Some.
     and that one is Low
     all are Low, and there    one is taken out, the highest ordinal. It gets no new calls, ends those that it has, and
     are more than minAwake    goes to sleep by its own `idle.suspendAfter`. Until it does, no other follows
-    else                      all stays as it is
+    else                      all stays as it is; also where one says nothing, because its agent begins anew
 
 So it does not swing under a load that does not change, however unevenly that is spread. The words are of means: n that
 are Full have at least n*3/4 of the target t between them, n that are Low have less than n*3/8. One comes at n*3/4*t
@@ -75,6 +75,8 @@ def _is_kept(member: Replica, working: list[Replica]) -> bool:
     if member.load != LOW:
         return member.held
     others = [other for other in working if other is not member]
+    if any(not other.load for other in others):
+        return member.held
     return bool(others) and all(other.load == FULL for other in others)
 
 

@@ -161,7 +161,7 @@ class InstanceStatus(Object, kw_only=True):
         says(
             "While it is awake and has a targetInFlight. Full: so many requests are in flight, as a mean of ten "
             "seconds, until there are fewer than three quarters; Low: fewer than a quarter for ten seconds, until "
-            "there are three eighths; else Some."
+            "there are three eighths; else Some. Empty: not known yet."
         ),
     ] = ""
     next: NextStep | None = None

@@ -91,6 +91,13 @@ def actor(tmp_path: Path) -> Actor:
     return actor
 
 
+def just_woken(actor: Actor) -> None:
+    """A look at it while it slept."""
+    actor.record.enter(Phase.SUSPENDED, 0.0)
+    assert told(actor, 990.0) == ""
+    actor.record.enter(Phase.RUNNING, 1000.0)
+
+
 def told(actor: Actor, now: float, sockets: Iterable[Socket] = ()) -> str:
     """What the status says; it is asked again within half a second."""
     traffic: Any = SimpleNamespace(sample=lambda: Sample((LISTENER, *sockets), 0), oldest_held_at=lambda: None)
@@ -107,6 +114,7 @@ def test_a_status_says_it_and_only_a_change_is_news(actor: Actor, kept: bool) ->
         actor.wanted = KEPT
     heard: list[str] = []
     actor.services = replace(actor.services, changed=heard.append)
+    just_woken(actor)
     assert told(actor, 1000.0, serving(2, 10)) == "Some"
     for step in range(1, 60):
         told(actor, 1000.0 + step / 2, serving(2, 10 + step * 500))
@@ -134,6 +142,14 @@ def test_a_sleeper_says_nothing_and_begins_anew(actor: Actor) -> None:
     assert told(actor, 1011.0) == ""
     actor.record.enter(Phase.RUNNING, 1012.0)
     assert told(actor, 1012.0, serving(2, 10)) == "Some"
+
+
+@pytest.mark.parametrize(("requests", "word"), [(0, "Low"), (1, "Some"), (2, "Full")])
+def test_an_agent_that_begins_anew_says_nothing_before_it_knows(actor: Actor, requests: int, word: str) -> None:
+    """Else one that is kept awake because this one is Full would be let sleep, and woken again."""
+    for step in range(20):
+        assert told(actor, 1000.0 + step / 2, serving(requests, 10 + step * 500)) == ""
+    assert told(actor, 1010.0, serving(requests, 10_010)) == word
 
 
 def test_without_a_target_nothing_is_said(actor: Actor) -> None:

@@ -87,6 +87,7 @@ TABLE: list[tuple[str, GpuWorkloadObject, tuple[str, ...], list[str]]] = [
     ("used, it does not sleep: that costs no write", workload(2), ("Some", "Some kept"), []),
     ("nor does this", workload(2), ("Full", "Some"), []),
     ("busy itself", workload(2), ("Full", "Full kept"), []),
+    ("nobody knows whether it is needed", workload(2), ("", "Low kept"), []),
     ("the others sleep", workload(2), ("RAM", "Low kept"), ["release chat-1"]),
     ("it is needed no more before it was awake", workload(2), ("Some", "RAM kept"), ["release chat-1"]),
     # One is not needed any more.

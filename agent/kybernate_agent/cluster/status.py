@@ -27,7 +27,6 @@ from kybernate.kube.resource import GPU_INSTANCES
 from kybernate_agent import processes
 from kybernate_agent.actor import Actor
 from kybernate_agent.instance import TIER, Phase, Record, Verb
-from kybernate_agent.traffic.load import Load
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def status_of(actor: Actor, node: str) -> InstanceStatus:
         ram_bytes=_ram_bytes(actor),
         stored_bytes=record.stored_bytes,
         last_activity=when(record.last_activity),
-        load=(actor.load or Load()).word if state == "Running" and actor.policy.target_in_flight else "",
+        load=actor.load.word if actor.load and state == "Running" else "",
         next=next_step,
         last_wake=LastWake(seconds=record.last_wake_seconds, source=record.last_wake_from)
         if record.last_wake_from

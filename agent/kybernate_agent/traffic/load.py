@@ -2,7 +2,8 @@
 
     Full  as many as the target, or more; until there are fewer than three quarters of it
     Low   fewer than a quarter for CALM_SECONDS; until there are three eighths
-    Some  else; and before anything is known
+    Some  else
+    ""    nobody has looked for as long as it takes: an agent that begins anew, with a pod that is awake
 
 What is compared is the mean of the last WINDOW_SECONDS. Means of several pods add up to the mean of all, so what their
 words say together is true of all of them together; the controller builds on that (its target.py has the argument). With
@@ -25,12 +26,15 @@ LONGEST_MS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Goes into the next fold. Counts are (ms, requests): for how long there were so many."""
+    """Goes into the next fold; of a pod that has woken at first. Counts are (ms, requests): for how long so many."""
 
     word: str = "Some"
     counts: tuple[tuple[int, int], ...] = ()
     at: float = 0.0
     calm_since: float | None = None
+
+
+UNKNOWN = Load(word="")
 
 
 def fold_load(load: Load, requests: int, target: int, now: float) -> Load:
@@ -39,7 +43,8 @@ def fold_load(load: Load, requests: int, target: int, now: float) -> Load:
     # In whole numbers: of a mean that is the target exactly.
     amount, share = sum(ms * count for ms, count in counts), target * _seen_ms(counts)
     calm_since = (now if load.calm_since is None else load.calm_since) if 4 * amount < share else None
-    word = "Some"
+    seen_all = sum(ms for ms, _ in counts) >= WINDOW_SECONDS * 1000
+    word = "Some" if load.word or seen_all else ""
     if amount >= share or (load.word == "Full" and 4 * amount >= 3 * share):
         word = "Full"
     elif load.word == "Low":
