@@ -5,7 +5,7 @@
     Some  else
     ""    nobody has looked for as long as it takes: an agent that begins anew, with a pod that is awake
 
-What is compared is the mean of the last WINDOW_SECONDS. Means of several pods add up to the mean of all, so what their
+What is compared is the mean of the last WINDOW_MS. Means of several pods add up to the mean of all, so what their
 words say together is true of all of them together; the controller builds on that (its target.py has the argument). With
 "so many for a while" two pods that have one request in turn would both be Full. Short requests are the tremble of a
 mean, and no news. A count is taken for BURST times the target at most: four times as many as are wanted are told
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WINDOW_SECONDS = 10.0
+WINDOW_MS = 10_000
 CALM_SECONDS = 10.0
 BURST = 4
 LONGEST_MS = 1000
@@ -41,10 +41,10 @@ def fold_load(load: Load, requests: int, target: int, now: float) -> Load:
     """The load after another look at `now`, which found so many requests in flight."""
     counts = _window(load, min(requests, BURST * target), now)
     # In whole numbers: of a mean that is the target exactly.
-    amount, share = sum(ms * count for ms, count in counts), target * _seen_ms(counts)
+    seen_ms = sum(ms for ms, _ in counts)
+    amount, share = sum(ms * count for ms, count in counts), target * max(seen_ms, WINDOW_MS)
     calm_since = (now if load.calm_since is None else load.calm_since) if 4 * amount < share else None
-    seen_all = sum(ms for ms, _ in counts) >= WINDOW_SECONDS * 1000
-    word = "Some" if load.word or seen_all else ""
+    word = "Some" if load.word or seen_ms >= WINDOW_MS else ""
     if amount >= share or (load.word == "Full" and 4 * amount >= 3 * share):
         word = "Full"
     elif load.word == "Low":
@@ -55,13 +55,9 @@ def fold_load(load: Load, requests: int, target: int, now: float) -> Load:
 
 
 def _window(load: Load, requests: int, now: float) -> tuple[tuple[int, int], ...]:
-    """Counts of the last WINDOW_SECONDS, and not more."""
+    """Counts of the last WINDOW_MS, and not more."""
     passed = min(max(0, round((now - load.at) * 1000)), LONGEST_MS) if load.at else 0
     counts = (*load.counts, (passed, requests))
-    while sum(ms for ms, _ in counts[1:]) >= WINDOW_SECONDS * 1000:
+    while sum(ms for ms, _ in counts[1:]) >= WINDOW_MS:
         counts = counts[1:]
     return counts
-
-
-def _seen_ms(counts: tuple[tuple[int, int], ...]) -> int:
-    return max(round(WINDOW_SECONDS * 1000), sum(ms for ms, _ in counts))
