@@ -289,6 +289,7 @@ def delete(hook: Hook) -> int:
             return ran.returncode
     remains = f"{known.runc_root}/{known.container}"  # a restore that a kill ended leaves it half made
     mounts.unmount_below([remains])
+    mounts.sweep_yards()
     record.remove_tree(remains)
     if busy := cgroup.remove(known.cgroups):
         hook.complain(f"cgroups of {known.container} cannot be removed, processes are in them: {', '.join(busy)}")

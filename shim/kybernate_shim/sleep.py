@@ -293,6 +293,7 @@ def _undo_restore(keeper: Keeper, work: str, was: str) -> Generator[Wait, bool, 
     direct.forget(record)  # if that was the way, the other one is next
     yield from clear(keeper, time.monotonic() + UNDO_SECONDS)
     mounts.unmount_below([f"{record.runc_root}/{record.container}", work])
+    mounts.sweep_yards()
     states.remove_tree(f"{record.runc_root}/{record.container}")
     cgroup.make(record.cgroups)
     record.enter(was)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -186,6 +188,33 @@ def test_forced_delete_leaves_nothing_in_every_state(bed: Bed, prepare: Callable
     nothing_left(container)
     assert record.start_time(known["keeper_pid"]) in (0, known["keeper_start"])
     until(lambda: record.start_time(known["keeper_pid"]) == 0)
+
+
+def test_the_yard_of_a_killed_criu_goes_once_no_criu_runs(bed: Bed) -> None:
+    """With the next container that ends; as long as one runs the yard may be that one's."""
+    yard = tempfile.mkdtemp(prefix=".criu.mntns.", dir="/tmp")
+    subprocess.run(["mount", "-t", "tmpfs", "yard", yard], check=True)
+    program = bed.root / "as-criu" / "criu"
+    program.parent.mkdir()
+    shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
+
+    def stays_when_one_ends() -> bool:
+        container = bed.container(COUNT)
+        container.grows()
+        assert container.runc("delete", "--force", container.id).returncode == 0
+        return os.path.ismount(yard)
+
+    try:
+        with subprocess.Popen([program, "600"]) as criu:
+            try:
+                assert stays_when_one_ends()
+            finally:
+                criu.kill()
+        until(lambda: not stays_when_one_ends(), 60, "no other CRIU runs and it goes")
+    finally:
+        if os.path.ismount(yard):
+            subprocess.run(["umount", yard], check=True)
+        os.rmdir(yard)
 
 
 def bundle_like(model: Container, name: str) -> Path:

@@ -70,3 +70,16 @@ def test_relative_cgroup_path_is_refused() -> None:
 def test_leftover_mounts_are_found_innermost_first() -> None:
     lines = [f"{n} 1 0:1 / {point} rw - tmpfs tmpfs rw" for n, point in enumerate(("/a", "/a/b", "/ab", "/a/b/c"))]
     assert mounts.below(["/a"], "\n".join(lines)) == ["/a/b/c", "/a/b"]
+
+
+def test_yards_of_criu_are_known_by_their_name() -> None:
+    points = (
+        "/",
+        "/tmp",
+        "/tmp/.criu.mntns.a1",
+        "/tmp/.criu.mntns.a1/9",
+        "/tmp/x/.criu.mntns.b",
+        "/tmp/.criu.cgyard.c",
+    )
+    lines = [f"{n} 1 0:1 / {point} rw - tmpfs tmpfs rw" for n, point in enumerate(points)]
+    assert mounts.yards("\n".join(lines)) == ["/tmp/.criu.mntns.a1/9", "/tmp/.criu.mntns.a1"]
