@@ -31,7 +31,7 @@ verb_lint() {
 
 scripts_parse() {
     bash -n .ci/run || return
-    for script in dev dev.d/*.sh tests/fresh/*.sh; do
+    for script in dev dev.d/*.sh tests/*.sh tests/fresh/*.sh; do
         sh -n "$script" || return
     done
 }
