@@ -159,8 +159,12 @@ def test_a_second_one_is_awake_while_the_first_has_enough_to_do(product: Product
     assert 2 <= spent["apply gpuinstances.kybernate.io/status"] <= 4, spent
     assert spent["create events"] == 1, spent
 
-    # It is kept awake as long as the first is busy, however idle it is.
+    # It is kept awake as long as the first is busy, however idle it is, and whatever happens to their agent.
     stays(SUSPEND_SECONDS + 3, "nobody flaps", lambda: other.status["state"] == "Running")
+    product.agent.kill()
+    product.agent.start()
+    stays(SUSPEND_SECONDS + 3, "nobody flaps", lambda: other.status["state"] == "Running")
+    eventually(lambda: first.status["load"] == "Full", LIMIT, "it is known again")
     assert endpoints(product) == [first.name, other.name]
     assert other.object["metadata"]["generation"] == generation + 1
 
