@@ -1,0 +1,91 @@
+"""A node with systemd: its cgroup driver, cgroup v2 with every controller, a real reboot and a power cut, in a VM."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from vm_bed import CPU_MAX, LIMIT, MEMORY_BYTES, VmBed, VmInstance, open_vm
+
+from kybernate.lab.cluster import Cluster
+from kybernate.lab.process import argv_of, pids
+
+CONTROLLERS = {"cpu", "cpuset", "io", "memory", "pids"}
+
+
+@pytest.fixture(scope="module")
+def vm() -> Iterator[VmBed]:
+    with open_vm() as made:
+        yield made
+
+
+def test_the_node_has_the_systemd_driver_and_cgroup_v2_alone(vm: VmBed) -> None:
+    node = vm.node
+    kubelet = vm.bed.cluster.api.get(f"/api/v1/nodes/{node.name}/proxy/configz")["kubeletconfig"]
+    assert kubelet["cgroupDriver"] == "systemd"
+    dumped = tomllib.loads(node.run(["containerd", "config", "dump"]))
+    runtimes = dumped["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]
+    assert {name: it["options"]["SystemdCgroup"] for name, it in runtimes.items()} == {"runc": True, "kybernate": True}
+    assert node.run(["stat", "-f", "-c", "%T", "/sys/fs/cgroup"]) == "cgroup2fs\n"
+    assert " cgroup " not in node.run(["cat", "/proc/self/mountinfo"])
+    assert set(node.run(["cat", "/sys/fs/cgroup/cgroup.controllers"]).split()) >= CONTROLLERS
+    assert node.run(["cat", "/proc/1/comm"]) == "systemd\n"
+    assert node.run(["systemctl", "is-active", "containerd", "kubelet", "kube-proxy"]).split() == ["active"] * 3
+
+
+def check_limits(one: VmInstance, found: dict[str, str]) -> None:
+    assert found["path"].startswith("/sys/fs/cgroup/kubepods.slice/")
+    assert found["memory.max"] == found["MemoryMax"] == str(MEMORY_BYTES)
+    assert found["cpu.max"] == CPU_MAX
+    assert found["ActiveState"] == "active"
+    pids = one.vm.node.run(["cat", f"{found['path']}/cgroup.procs"]).split()
+    assert [one.vm.node.run(["cat", f"/proc/{pid}/comm"]).strip() for pid in pids] == ["python3"]
+
+
+def test_it_sleeps_and_wakes_in_its_scope_and_leaves_nothing(vm: VmBed) -> None:
+    before = vm.remains()
+    with vm.running("vm-sleeper") as (one,):
+        first, uid, container, limits = one.call(), one.pod["metadata"]["uid"], one.container(), one.limits()
+        check_limits(one, limits)
+        count = first.count
+        for verb, state, tier in (("suspend", "Suspended", "RAM"), ("park", "Parked", "NVME")):
+            for call in (one.call_service, one.call):
+                one.goes_to(verb, state, tier)
+                assert len(one.processes()) == (1 if tier == "RAM" else 0)
+                assert one.ready()
+                answer, count = call(), count + 1
+                assert (answer.count, answer.born) == (count, first.born)
+                one.wait("Running", LIMIT)
+                assert one.limits() == limits
+                check_limits(one, limits)
+        assert (one.pod["metadata"]["uid"], one.container(), one.restarts()) == (uid, container, 0)
+        assert one.ready()
+        one.goes_to("park", "Parked", "NVME")  # deleted as it sleeps
+    vm.await_nothing_left(before)
+
+
+def test_it_reboots_and_its_power_is_cut(vm: VmBed) -> None:
+    """Another kernel each time, and the disk is the one of before."""
+    machine = vm.node.machine
+    machine.run(["sh", "-c", "echo kept >/root/mark && sync"])
+    boots = [machine.boot_id()]
+    machine.reboot()
+    boots.append(machine.boot_id())
+    machine.cut_power()
+    machine.start()
+    boots.append(machine.boot_id())
+    assert len(set(boots)) == 3
+    assert machine.run(["cat", "/root/mark"]) == "kept\n"
+
+
+def test_what_a_killed_run_left_is_found(vm: VmBed) -> None:
+    """The last one: afterwards there is no virtual machine. `./dev clean` does the same."""
+    folder = vm.bed.cluster.folder
+    mine = [pid for pid in pids() if any(str(folder) in word for word in argv_of(pid))]
+    assert any(Path(argv_of(pid)[0]).name == "qemu-system-x86_64" for pid in mine)
+    assert any(argv_of(pid)[0].startswith("ssh: ") for pid in mine)
+    Cluster.open(folder).down()
+    assert [pid for pid in pids() if any(str(folder) in word for word in argv_of(pid))] == []
+    assert not folder.exists()
