@@ -65,8 +65,9 @@ class HookServer:
         assert task is not None
         self._tasks.add(task)
         try:
-            if _peer_uid(writer) == os.geteuid():
-                reply = await self._reply(await reader.readline())
+            line = await reader.readline()  # empty: it only wanted to know that somebody listens
+            if line and _peer_uid(writer) == os.geteuid():
+                reply = await self._reply(line)
                 writer.write(msgspec.json.encode(reply) + b"\n")
                 await writer.drain()
         except (OSError, ValueError) as error:

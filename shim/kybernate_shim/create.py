@@ -1,6 +1,10 @@
 """`create`: is it ours, may it begin, and who stands in for its init.
 
 The agent's word decides between starting and restoring; a tenant's annotation only says that the container is managed.
+
+Before its agent is there a pod does not even get its sandbox. A container that could not be started is a dead one, for
+which the kubelet removes the dead one before it (it keeps one): on a node that starts anew that would be the container
+of a parked instance, with its writable layer.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ import os
 import sys
 
 from kybernate_shim import oci
-from kybernate_shim.hook import CREATE_SECONDS, WAKE_SECONDS, Failed
+from kybernate_shim.hook import CREATE_SECONDS, SANDBOX_SECONDS, WAKE_SECONDS, Failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +40,8 @@ def create(hook: Hook) -> int:
 
     config = json.loads(raw)
     managed = oci.is_managed(config)
+    if oci.is_managed_sandbox(config):
+        hook.await_agent(SANDBOX_SECONDS)
     if not managed and not keepers:
         hook.pass_on()
     if hook.command.verb == "restore":

@@ -26,6 +26,7 @@ KEEPER_SECONDS = 115.0
 WAKE_SECONDS = 110.0
 AGENT_SECONDS = 60.0
 CREATE_SECONDS = 115.0  # the agent may have to copy a writable layer; the kubelet gives a create two minutes
+SANDBOX_SECONDS = 110.0  # then the kubelet tries again, and nothing is lost
 RUNC_SECONDS = 60.0
 TERMINATE_SECONDS = 1.0
 STARTED_SECONDS = 5.0
@@ -76,10 +77,19 @@ class Hook:
         try:
             reply = wire.ask_patiently(f"{self.run}/hook.sock", {"verb": verb, **more}, seconds)
         except (wire.Unreachable, wire.NoAnswer) as error:
-            raise Failed(f"kybernate agent: {error}. Is kybernate-agent running on this node?") from error
+            raise _no_agent(error) from error
         if reply.get("ok") is not True:
             raise Failed(f"kybernate agent refused {verb}: {reply.get('message', reply.get('error', 'no reason'))}")
         return reply
+
+    def await_agent(self, seconds: float) -> None:
+        """Until an agent listens. Raises Failed."""
+        from kybernate_shim import wire
+
+        try:
+            wire.await_listener(f"{self.run}/hook.sock", seconds)
+        except wire.Unreachable as error:
+            raise _no_agent(error) from error
 
     def complain(self, message: str) -> None:
         """As runc does: a line for people on stderr, and one in the log that containerd reads."""
@@ -95,6 +105,10 @@ class Hook:
                 line = f'time="{now}" level=error msg={json.dumps(message)}'
             with open(path, "a") as log:
                 log.write(line + "\n")
+
+
+def _no_agent(error: Exception) -> Failed:
+    return Failed(f"kybernate agent: {error}. Is kybernate-agent running on this node?")
 
 
 def main(run: str, runc: str, lib: str, words: list[str]) -> NoReturn:

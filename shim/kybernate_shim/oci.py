@@ -32,6 +32,12 @@ def is_managed(config: Config) -> bool:
     return notes.get(CRI_TYPE) == "container" and notes.get(CRI_NAME, "") in names and bool(notes.get(CRI_NAME))
 
 
+def is_managed_sandbox(config: Config) -> bool:
+    """The sandbox of a pod with a managed container."""
+    notes = notes_of(config)
+    return notes.get(CRI_TYPE) == "sandbox" and bool(notes.get(CONTAINERS, "").strip(", "))
+
+
 def pids_in_namespace_paths(raw: bytes) -> set[bytes]:
     """Every <pid> of a "/proc/<pid>/..." in the raw file: cheap enough for containers that are none of ours."""
     found = set()

@@ -65,12 +65,7 @@ def ask(path: str, request: Message, seconds: float) -> Message:
     end = time.monotonic() + seconds
     link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
-        name, fd = address(path)
-        try:
-            link.settimeout(seconds)
-            link.connect(name)
-        finally:
-            os.close(fd)
+        _connect(link, path, seconds)
         link.sendall(encode(request))
         answer = b""
         while not answer.endswith(b"\n"):
@@ -86,6 +81,31 @@ def ask(path: str, request: Message, seconds: float) -> Message:
         raise Unreachable(f"{path}: {error}") from None
     finally:
         link.close()
+
+
+def _connect(link: _socket.socket, path: str, seconds: float) -> None:
+    name, fd = address(path)
+    try:
+        link.settimeout(seconds)
+        link.connect(name)
+    finally:
+        os.close(fd)
+
+
+def await_listener(path: str, seconds: float) -> None:
+    """Wait until somebody listens there. Raises Unreachable after `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        try:
+            _connect(link, path, 1.0)
+            return
+        except OSError as error:
+            if time.monotonic() >= end:
+                raise Unreachable(f"{path}: {error}") from None
+            time.sleep(0.1)
+        finally:
+            link.close()
 
 
 def ask_patiently(path: str, request: Message, seconds: float) -> Message:

@@ -187,6 +187,37 @@ def test_a_node_that_starts_anew_brings_back_what_was_parked(bed: ClusterBed, ag
         assert "StateLost" not in them["boot-awake-0"].events()
 
 
+WAITING = """
+import glob, json, sys
+for path in glob.glob("/proc/[0-9]*/cmdline"):
+    try:
+        words = open(path).read().split("\\0")
+        if "create" in words and "--bundle" in words and any("hook" in word for word in words[:5]):
+            notes = json.load(open(words[words.index("--bundle") + 1] + "/config.json"))["annotations"]
+            print(notes["io.kubernetes.cri.sandbox-name"], notes["io.kubernetes.cri.container-type"])
+    except OSError:
+        continue
+"""
+"""For each container of the runtime that waits to be created: its pod, and whether it is a sandbox."""
+
+
+def test_a_node_that_is_up_long_before_its_agent_keeps_what_was_parked(bed: ClusterBed, agent: NodeAgent) -> None:
+    """Its pods do not get so far that the kubelet could remove their dead containers, and the layers with them."""
+    with instance(bed, "early-0") as one:
+        bed.kubectl("exec", "early-0", "--", "/bin/sh", "-c", "echo kept > /note")
+        born = one.ask().born
+        one.order("park")
+        bed.cluster.take_away(bed.node)
+        bed.cluster.bring_back(bed.node)
+        said = eventually(lambda: bed.node.run([PYTHON, "-c", WAITING]).strip(), LIMIT, "the hook waits for an agent")
+        assert said == "early-0 sandbox"
+        agent.start()
+        eventually(lambda: one.restarts() >= 1 and one.ready(), LIMIT, "it is ready again")
+        assert one.wait("Parked")["tier"] == "NVME"
+        assert one.ask().born == born
+        assert bed.kubectl("exec", "early-0", "--", "/bin/cat", "/note").strip() == "kept"
+
+
 def test_an_eviction_that_nobody_saw_keeps_the_state(bed: ClusterBed, agent: NodeAgent) -> None:
     """The agent is away while the kubelet ends the pod."""
     with instance(bed, "unseen-0") as one:

@@ -27,6 +27,19 @@ def test_only_containers_named_by_their_pod_are_managed(notes: dict[str, str], m
     assert oci.is_managed({"annotations": notes}) is managed
 
 
+@pytest.mark.parametrize(
+    ("notes", "managed"),
+    [
+        ({"io.kubernetes.cri.container-type": "sandbox", "kybernate.io/containers": "app"}, True),
+        ({"io.kubernetes.cri.container-type": "sandbox", "kybernate.io/containers": " ,"}, False),
+        ({"io.kubernetes.cri.container-type": "sandbox"}, False),
+        ({**CRI, "kybernate.io/containers": "app"}, False),
+    ],
+)
+def test_sandboxes_of_pods_with_a_managed_container_are_known(notes: dict[str, str], managed: bool) -> None:
+    assert oci.is_managed_sandbox({"annotations": notes}) is managed
+
+
 def test_config_without_annotations_is_not_managed() -> None:
     assert not oci.is_managed({"annotations": None})
     assert not oci.is_managed({})
