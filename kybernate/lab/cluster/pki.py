@@ -18,12 +18,16 @@ class Authority:
         self.folder = folder
         self.certificate = folder / "ca.crt"
         self.accounts_key = folder / "accounts.key"
+        self._extensions = folder / "leaf.ext"
+        """What Python >= 3.13 wants in a certificate, beside the key usage in the authority's (RFC 5280, 4.2.1)."""
 
     def create(self) -> None:
         """The authority's certificate, and the key that signs tokens of service accounts."""
         self.folder.mkdir(mode=0o700)
         key: list[str | Path] = ["-keyout", self.folder / "ca.key", "-out", self.certificate]
-        run(["openssl", "req", "-x509", *_CURVE, *key, "-days", _DAYS, "-subj", "/CN=lab"])
+        usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+        run(["openssl", "req", "-x509", *_CURVE, *key, "-days", _DAYS, "-subj", "/CN=lab", *usage])
+        self._extensions.write_text("subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n")
         run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", self.accounts_key])
 
     def issue(self, name: str, subject: str, names: Sequence[str] = ()) -> None:
@@ -31,8 +35,9 @@ class Authority:
         more = ["-addext", f"subjectAltName={','.join(names)}"] if names else []
         request = run(["openssl", "req", "-new", *_CURVE, "-keyout", self.key(name), "-subj", subject, *more])
         authority: list[str | Path] = ["-CA", self.certificate, "-CAkey", self.folder / "ca.key", "-CAcreateserial"]
-        sign = ["openssl", "x509", "-req", *authority]
-        run([*sign, "-copy_extensions", "copy", "-days", _DAYS, "-out", self.crt(name)], stdin=request.encode())
+        sign: list[str | Path] = ["openssl", "x509", "-req", *authority]
+        sign += ["-extfile", self._extensions, "-copy_extensions", "copy"]
+        run([*sign, "-days", _DAYS, "-out", self.crt(name)], stdin=request.encode())
 
     def crt(self, name: str) -> Path:
         return self.folder / f"{name}.crt"
