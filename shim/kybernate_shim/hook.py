@@ -92,8 +92,8 @@ class Hook:
             raise _no_agent(error) from error
 
     def complain(self, message: str) -> None:
-        """As runc does: a line for people on stderr, and one in the log that containerd reads."""
-        print(message, file=sys.stderr)
+        """As runc does: a line in the log that containerd reads, and one for people on stderr, where that can be
+        written to: a sandbox has a /dev/null that is open for reading alone."""
         if path := self.command.global_option("--log"):
             import json
             import time
@@ -105,6 +105,10 @@ class Hook:
                 line = f'time="{now}" level=error msg={json.dumps(message)}'
             with open(path, "a") as log:
                 log.write(line + "\n")
+        try:  # noqa: SIM105  (contextlib would cost every call time)
+            os.write(2, f"{message}\n".encode())
+        except OSError:
+            pass
 
 
 def _no_agent(error: Exception) -> Failed:

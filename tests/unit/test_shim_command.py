@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from kybernate_shim import cgroup, hook, mounts
 from kybernate_shim.command import parse
@@ -83,3 +89,16 @@ def test_yards_of_criu_are_known_by_their_name() -> None:
     )
     lines = [f"{n} 1 0:1 / {point} rw - tmpfs tmpfs rw" for n, point in enumerate(points)]
     assert mounts.yards("\n".join(lines)) == ["/tmp/.criu.mntns.a1/9", "/tmp/.criu.mntns.a1"]
+
+
+def test_what_is_wrong_is_in_the_log_whatever_stderr_is(tmp_path: Path) -> None:
+    """containerd gives a sandbox's runc a /dev/null that cannot be written to."""
+    words = ["--log", f"{tmp_path}/log.json", "--log-format", "json", "create", "c1"]
+    code = f"from kybernate_shim.hook import Hook; Hook('/r', '/runc', '/l', {words!r}).complain('why')"
+    nowhere = os.open("/dev/null", os.O_RDONLY)
+    try:
+        subprocess.run([sys.executable, "-c", code], stderr=nowhere, check=True)
+    finally:
+        os.close(nowhere)
+    said = json.loads((tmp_path / "log.json").read_text())
+    assert (said["level"], said["msg"]) == ("error", "why")
