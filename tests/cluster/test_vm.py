@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vm_bed import CPU_MAX, LIMIT, MEMORY_BYTES, VmBed, VmInstance, open_vm
+from vm_bed import CPU_MAX, LIMIT, MEMORY_BYTES, VmBed, VmInstance, eventually, open_vm
 
 from kybernate.lab.cluster import Cluster
 from kybernate.lab.process import argv_of, pids
@@ -66,18 +66,29 @@ def test_it_sleeps_and_wakes_in_its_scope_and_leaves_nothing(vm: VmBed) -> None:
     vm.await_nothing_left(before)
 
 
-def test_it_reboots_and_its_power_is_cut(vm: VmBed) -> None:
-    """Another kernel each time, and the disk is the one of before."""
-    machine = vm.node.machine
-    machine.run(["sh", "-c", "echo kept >/root/mark && sync"])
-    boots = [machine.boot_id()]
-    machine.reboot()
-    boots.append(machine.boot_id())
-    machine.cut_power()
-    machine.start()
-    boots.append(machine.boot_id())
-    assert len(set(boots)) == 3
-    assert machine.run(["cat", "/root/mark"]) == "kept\n"
+def test_after_a_reboot_what_was_parked_is_parked(vm: VmBed) -> None:
+    """What ran begins anew; so does what slept in memory, and its loss is said."""
+    with vm.running("vm-parked", "vm-awake", "vm-frozen") as instances:
+        parked, awake, frozen = instances
+        before = {one: (one.call(), one.container()) for one in instances}
+        parked.goes_to("park", "Parked", "NVME")
+        frozen.goes_to("suspend", "Suspended", "RAM")
+        boot = vm.node.machine.boot_id()
+        vm.node.machine.reboot()
+        assert vm.node.machine.boot_id() != boot
+        vm.agent_ready()
+        for one in instances:
+            one.await_another_container(before[one][1])
+            one.wait("Parked" if one is parked else "Running", LIMIT)
+        eventually(parked.ready, LIMIT, "what is parked is ready")
+        assert parked.processes() == []
+        assert parked.status["tier"] == "NVME"
+        after = {one: one.serving() for one in instances}
+        assert (after[parked].count, after[parked].born) == (before[parked][0].count + 1, before[parked][0].born)
+        for one in (awake, frozen):
+            assert after[one].count == 1
+            assert after[one].born != before[one][0].born
+        assert [("StateLost" in one.events()) for one in instances] == [False, False, True]
 
 
 def test_what_a_killed_run_left_is_found(vm: VmBed) -> None:

@@ -225,6 +225,7 @@ def test_failed_restore_stays_parked_and_a_good_one_follows(bed: Bed) -> None:
 
 def test_hanging_restore_ends_at_its_deadline(bed: Bed) -> None:
     container = bed.container(COUNT)
+    container.grows()
     assert (reply := container.dump())["ok"], reply
     bed.criu("exec sleep 100\n")
     assert container.restore(deadline_seconds=0.7)["error"] == "deadline"
@@ -235,6 +236,7 @@ def test_hanging_restore_ends_at_its_deadline(bed: Bed) -> None:
 
 def test_exec_wakes_a_parked_container(bed: Bed) -> None:
     container = bed.container(COUNT)
+    container.grows()
     assert (reply := container.dump())["ok"], reply
     bed.agent.answers["exec"] = lambda request: container.restore()
     ran = container.ctr("task", "exec", "--exec-id", "x", container.id, "/bin/echo", "awake")
@@ -245,6 +247,7 @@ def test_exec_wakes_a_parked_container(bed: Bed) -> None:
 
 def test_what_runc_would_say_of_a_parked_container(bed: Bed) -> None:
     container = bed.container(COUNT)
+    container.grows()
     assert (reply := container.dump())["ok"], reply
     said = json.loads(container.runc("state", container.id).stdout)
     assert (said["status"], said["pid"]) == ("running", container.record()["keeper_pid"])
@@ -266,6 +269,7 @@ def test_pause_by_containerd_holds_and_forbids_sleep(bed: Bed) -> None:
 
 def test_update_of_a_parked_container_holds_after_the_restore(bed: Bed) -> None:
     container = bed.container(COUNT)
+    container.grows()
     assert (reply := container.dump())["ok"], reply
     updated = container.runc("update", "--resources", "-", container.id, input=json.dumps(LIMIT))
     assert updated.returncode == 0, updated.stderr
@@ -350,6 +354,7 @@ def test_io_uring_is_refused_and_mptcp_is_off(bed: Bed) -> None:
 def test_keeper_is_small_and_idle(bed: Bed) -> None:
     # Not one long sleep: an interrupted nanosleep ends with EINTR at a restore, and some programs end with it.
     container = bed.container(COUNT)
+    container.grows()
     assert (reply := container.dump())["ok"], reply
     assert (reply := container.restore())["ok"], reply
     pid = container.record()["keeper_pid"]
@@ -364,6 +369,7 @@ def test_keeper_is_small_and_idle(bed: Bed) -> None:
 
 def test_conf_of_the_dump_does_not_reach_the_restore(bed: Bed) -> None:
     container = bed.container(COUNT)
+    container.grows()
     assert (reply := container.dump())["ok"], reply
     assert "action-script" in (container.folder / "criu.conf").read_text()
     assert (reply := container.restore())["ok"], reply
