@@ -5,9 +5,10 @@ Two tables. `instance` holds what is known of each instance between verbs: its w
 ends, in the same transaction that changes `instance`. After a restart the last row says what may or may not have
 happened; `recover.py` compares it with the keeper (the truth about processes) and the store (the truth about images).
 
-SQLite in WAL mode with synchronous=NORMAL: a commit survives the death of the process at once, but a power cut may
-take the last commits. That is right here: after a power cut there are no processes in tiers 0 and 1, and what is in
-tier 2 is told by the store's manifests, which are fsynced on their own. A commit costs about 0.1 ms this way.
+SQLite in WAL mode with synchronous=NORMAL: a commit survives the death of the process at once, and costs about 0.1 ms,
+but a power cut may take the last ones, all since a write that was not only committed but is on the disk (`durable`).
+Two steps have to be: that images are about to be committed, else a journal that knows of no park would start cold
+beside them; and that they are about to go, else one that still says parked would call them lost.
 """
 
 from __future__ import annotations
@@ -64,6 +65,18 @@ class Journal:
         self._db.close()
 
     @contextmanager
+    def _synchronous(self, full: bool) -> Iterator[None]:
+        """Source: SQLite, "PRAGMA synchronous": in WAL mode FULL syncs the log after each commit."""
+        if not full:
+            yield
+            return
+        self._db.execute("pragma synchronous = full")
+        try:
+            yield
+        finally:
+            self._db.execute("pragma synchronous = normal")
+
+    @contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
             self._db.execute("begin immediate")
@@ -77,9 +90,9 @@ class Journal:
         except sqlite3.Error as error:
             raise JournalError(path=self._path, cause=str(error)) from error
 
-    def step(self, instance: str, verb: str, step: str, epoch: int, **detail: Any) -> None:
-        """Say that `step` of `verb` is about to be done."""
-        with self._transaction():
+    def step(self, instance: str, verb: str, step: str, epoch: int, *, durable: bool = False, **detail: Any) -> None:
+        """Say that `step` of `verb` is about to be done; `durable`: this and all before it outlive a power cut."""
+        with self._synchronous(durable), self._transaction():
             self._db.execute(
                 "insert into step (instance, verb, step, epoch, at, detail) values (?, ?, ?, ?, ?, ?)",
                 (instance, verb, step, epoch, time.time(), msgspec.json.encode(detail).decode()),

@@ -130,7 +130,7 @@ class Parking:
 
     async def _publish(self) -> None:
         actor = self.actor
-        self.stage.step("commit", epoch=self.staging.epoch)
+        self.stage.step("commit", epoch=self.staging.epoch, durable=True)
         if not await asyncio.to_thread(self._as_it_was):
             raise RefusedError(f"{actor.record.id}: a tmpfs that is not dumped has changed since the dump began")
         await asyncio.to_thread(skeleton.save, self.staging.images, self.skeletons)

@@ -41,14 +41,14 @@ class Stage:
         self._name = ""
         self._at = self.began
 
-    def step(self, name: str, *, epoch: int | None = None, **detail: Any) -> None:
-        """`name` is about to be done; the step before it is over. `epoch`: of the images, where not the record's."""
+    def step(self, name: str, *, epoch: int | None = None, durable: bool = False, **detail: Any) -> None:
+        """`name` is about to be done; the step before it is over. `epoch`: of the images, where not the record's.
+        `durable`: known after a power cut too."""
         self._close()
         self._name = name
         try:
-            self._journal.step(
-                self.record.id, self.verb.value, name, self.record.epoch if epoch is None else epoch, **detail
-            )
+            epoch = self.record.epoch if epoch is None else epoch
+            self._journal.step(self.record.id, self.verb.value, name, epoch, durable=durable, **detail)
         except JournalError as error:
             # A full disk must not keep anybody from waking, nor from ending, which is what frees it: what lives is the
             # truth, with or without its row.

@@ -169,7 +169,7 @@ def restore_failed(actor: Actor, error: KybernateError) -> None:
 
 async def prove(actor: Actor, stage: Stage) -> None:
     """The restored application has lived: what it came from may go."""
-    stage.step("retire", epoch=actor.record.unproven)
+    stage.step("retire", epoch=actor.record.unproven, durable=True)
     await retire(actor)
     # Links to the images, which else stay on the disk. A restore that no agent saw the end of comes by here too.
     await asyncio.to_thread(shutil.rmtree, actor.work / "restore" / VIEW, ignore_errors=True)

@@ -301,7 +301,7 @@ class Stage:
 def _names(field: dict[str, Any], node: str) -> bool:
     """Whether a required field of a node holds of it."""
     assert field["key"] == "metadata.name"
-    return (node in field["values"]) == (field["operator"] == "In")
+    return bool((node in field["values"]) == (field["operator"] == "In"))
 
 
 def _condition(kind: str, status: str, reason: str = "", message: str = "") -> dict[str, Any]:

@@ -54,6 +54,19 @@ def test_what_was_written_survives_kill_nine(tmp_path: Path) -> None:
     assert [(s.step, s.epoch) for s in Journal(tmp_path / "j.db").steps("a-0")] == [("dump", 7)]
 
 
+def test_a_durable_step_is_synced_and_the_next_one_is_not(tmp_path: Path) -> None:
+    journal, said = Journal(tmp_path / "journal.db"), list[str]()
+    journal._db.set_trace_callback(said.append)
+    journal.step("a-0", "park", "commit", 1, durable=True)
+    journal.step("a-0", "park", "end-processes", 1)
+    words = [line.lower() for line in said if not line.lower().startswith("insert")]
+    assert words == [
+        "pragma synchronous = full", "begin immediate", "commit", "pragma synchronous = normal",
+        "begin immediate", "commit",
+    ]  # fmt: skip
+    assert [(s.step, s.detail) for s in journal.steps("a-0")] == [("commit", {}), ("end-processes", {})]
+
+
 async def test_a_verb_that_fails_is_settled_too(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.db")
     record = Record(id="a-0", workload="a", phase=Phase.SUSPENDED)
