@@ -24,14 +24,7 @@ from pathlib import Path
 
 GRACE_SECONDS = 180.0
 LAST_WORDS_SECONDS = 10.0
-WHOLE_PRODUCT = (
-    "test_product*.py",
-    "test_deploy*.py",
-    "test_demo.py",
-    "test_examples.py",
-    "test_lab*.py",
-    "test_vm*.py",
-)
+WHOLE_PRODUCT = ("test_product*.py", "test_deploy*.py", "test_demo.py", "test_vm*.py")
 API_SERVER_ALONE = ("test_crds.py", "test_kube*.py", "test_controller*.py")
 """Files of tests/cluster; the others want one node."""
 ON_V2 = ("sh", "tests/on_v2.sh")
