@@ -65,34 +65,28 @@ class Journal:
         self._db.close()
 
     @contextmanager
-    def _synchronous(self, full: bool) -> Iterator[None]:
-        """Source: SQLite, "PRAGMA synchronous": in WAL mode FULL syncs the log after each commit."""
-        if not full:
-            yield
-            return
-        self._db.execute("pragma synchronous = full")
+    def _transaction(self, *, durable: bool = False) -> Iterator[None]:
+        """Source of `durable`: SQLite, "PRAGMA synchronous": in WAL mode FULL syncs the log after each commit."""
         try:
-            yield
-        finally:
-            self._db.execute("pragma synchronous = normal")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        try:
-            self._db.execute("begin immediate")
+            if durable:
+                self._db.execute("pragma synchronous = full")
             try:
+                self._db.execute("begin immediate")
                 yield
                 self._db.execute("commit")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("rollback")
                 raise
+            finally:
+                if durable:
+                    self._db.execute("pragma synchronous = normal")
         except sqlite3.Error as error:
             raise JournalError(path=self._path, cause=str(error)) from error
 
     def step(self, instance: str, verb: str, step: str, epoch: int, *, durable: bool = False, **detail: Any) -> None:
         """Say that `step` of `verb` is about to be done; `durable`: this and all before it outlive a power cut."""
-        with self._synchronous(durable), self._transaction():
+        with self._transaction(durable=durable):
             self._db.execute(
                 "insert into step (instance, verb, step, epoch, at, detail) values (?, ?, ?, ?, ?, ?)",
                 (instance, verb, step, epoch, time.time(), msgspec.json.encode(detail).decode()),
