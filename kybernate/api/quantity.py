@@ -48,16 +48,6 @@ class Duration(float):
 _SMALL = ((1_000_000, "ms"), (1_000, "us"), (1, "ns"))
 
 
-def of_bytes(number: int) -> str:
-    """The quantity that people read: `1.2Gi`, `93Gi`. Rounded."""
-    amount, units = float(number), ["", "Ki", "Mi", "Gi", "Ti", "Pi"]
-    while amount >= 1024 and len(units) > 1:
-        amount /= 1024
-        units.pop(0)
-    text = f"{amount:.1f}" if amount < 10 and units[0] else f"{amount:.0f}"
-    return text.removesuffix(".0") + units[0]
-
-
 MOST = 2**63 - 1
 """Kubernetes' own limit."""
 

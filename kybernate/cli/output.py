@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from kybernate.sizes import of_bytes
+
 FORMATS = ("table", "json", "yaml")
 
 GREEN, YELLOW, RED, BLUE, DIM = 32, 33, 31, 36, 2
@@ -66,14 +68,7 @@ def print_data(data: Any, form: str) -> None:
 
 def size(number_bytes: int) -> str:
     """`64Mi`, `1.2Gi`; `-` for nothing."""
-    if number_bytes <= 0:
-        return "-"
-    amount, units = float(number_bytes), ["", "Ki", "Mi", "Gi", "Ti"]
-    while amount >= 1024 and len(units) > 1:
-        amount /= 1024
-        units.pop(0)
-    text = f"{amount:.1f}" if amount < 10 and units[0] else f"{amount:.0f}"
-    return text.removesuffix(".0") + units[0]
+    return of_bytes(number_bytes) if number_bytes > 0 else "-"
 
 
 def span(seconds: float) -> str:

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from kybernate.api import Duration, Quantity
-from kybernate.api.quantity import of_bytes
+from kybernate.sizes import of_bytes
 
 DURATIONS = [
     ("0", 0.0, "0s"),

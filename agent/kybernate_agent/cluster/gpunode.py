@@ -22,11 +22,11 @@ import msgspec
 from kybernate.api.gpunode import Capabilities, NodeStatus, NodeTiers, TierUsage
 from kybernate.api.names import AGENT_MANAGER
 from kybernate.api.objects import Condition, Metadata, Object, builtins
-from kybernate.api.quantity import of_bytes
 from kybernate.kube.backoff import Backoff
 from kybernate.kube.client import Client
 from kybernate.kube.errors import ApiError
 from kybernate.kube.resource import GPU_NODES, NODES
+from kybernate.sizes import of_bytes
 from kybernate_agent.cluster.status import when
 from kybernate_agent.services import Services
 
