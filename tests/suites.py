@@ -12,6 +12,7 @@ Exit status: 0 when all passed, 1 when one failed, 130 when interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ GRACE_SECONDS = 180.0
 LAST_WORDS_SECONDS = 10.0
 WHOLE_PRODUCT = ("test_product*.py", "test_deploy*.py", "test_demo.py", "test_vm*.py")
 API_SERVER_ALONE = ("test_crds.py", "test_kube*.py", "test_controller*.py")
-"""Files of tests/cluster; the others want one node."""
+"""Files of tests/cluster; the others are a suite of their own."""
 ON_V2 = ("sh", "tests/on_v2.sh")
 
 
@@ -96,7 +97,8 @@ class Run:
         with self.lock:
             self.stopped = True
             for child in self.running:
-                os.killpg(child.pid, number)
+                with contextlib.suppress(ProcessLookupError):  # it ended by itself at this moment
+                    os.killpg(child.pid, number)
 
 
 def lanes(junit: Path | None) -> list[list[Suite]]:
@@ -108,13 +110,13 @@ def lanes(junit: Path | None) -> list[list[Suite]]:
             words.append(f"--junitxml={junit}/{name.replace('/', '-').replace(' ', '-')}.xml")
         return Suite(name, (*words, *paths), inside)
 
-    product, api, node = shares(Path("tests/cluster"), WHOLE_PRODUCT, API_SERVER_ALONE)
+    product, api, rest = shares(Path("tests/cluster"), WHOLE_PRODUCT, API_SERVER_ALONE)
     containers = [suite("tests/node", "tests/node")]
     if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
         containers.append(suite("tests/node on cgroup v2", "tests/node", inside=ON_V2))
     return [
         [suite("tests/cluster: product", *product)],
-        [suite("tests/cluster: one node", *node)],
+        [suite("tests/cluster: the rest", *rest)],
         [*containers, suite("tests/faults", "tests/faults"), suite("tests/cluster: API server", *api)],
     ]
 
