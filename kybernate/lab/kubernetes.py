@@ -13,7 +13,6 @@ programs are there: a build that was interrupted goes on with them.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -21,12 +20,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from kybernate.errors import ExternalError, KybernateError
+from kybernate.lab.builds import alone
 from kybernate.lab.images import cache
 from kybernate.lab.process import ProgramError, ProgramMissingError, run
 
@@ -64,7 +63,7 @@ def programs(version: str = VERSION, say: Callable[[str], None] = print) -> Path
     target = folder(version)
     if missing := _missing(target):
         target.mkdir(parents=True, exist_ok=True)
-        with _alone(target, say):
+        with alone(target.parent, target, say):
             missing = _missing(target)  # another one may have built them while this one waited
             for number, program in enumerate(missing, 1):
                 say(f"builds {program}, {number} of {len(missing)} (once; the first takes minutes)")
@@ -77,20 +76,6 @@ def programs(version: str = VERSION, say: Callable[[str], None] = print) -> Path
 
 def _missing(target: Path) -> list[str]:
     return [program for program in PROGRAMS if not (target / program).exists()]
-
-
-@contextmanager
-def _alone(target: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the one lock of all builds, and remove what a killed one left: with the lock held nobody uses it."""
-    with (target.parent / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waits for another build")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        for old in target.glob(".making-*"):
-            shutil.rmtree(old)
-        yield
 
 
 def _build(program: str, version: str, target: Path) -> None:

@@ -15,19 +15,18 @@ Kubernetes: whoever starts it gives it a second disk, the seed, whose program `s
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kybernate.errors import ExternalError
+from kybernate.lab.builds import alone
 from kybernate.lab.images import cache
 from kybernate.lab.process import ProgramError, run
 
@@ -126,7 +125,8 @@ def base_image(say: Callable[[str], None] = lambda line: None) -> BaseImage:
     target = cache() / "vm" / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:32]
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target.parent, say):
+        with alone(target.parent, target.parent, say):
+            _forget_old(target.parent)
             if not target.exists():  # another one may have made it while this one waited
                 say("makes the image of the virtual machine (once, a minute or two)")
                 try:
@@ -136,22 +136,12 @@ def base_image(say: Callable[[str], None] = lambda line: None) -> BaseImage:
     return BaseImage(target)
 
 
-@contextmanager
-def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the one lock of all, and remove what a killed one left, and images of other recipes after a day."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waits for another one who makes the image")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        for old in folder.glob(".making-*"):
-            shutil.rmtree(old)
-        for old in folder.glob("[0-9a-f]*"):
-            with contextlib.suppress(OSError):
-                if time.time() - old.stat().st_mtime > _KEEP_SECONDS:
-                    shutil.rmtree(old)
-        yield
+def _forget_old(folder: Path) -> None:
+    """Images of other recipes go after a day. With the lock held nobody makes one."""
+    for old in folder.glob("[0-9a-f]*"):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > _KEEP_SECONDS:
+                shutil.rmtree(old)
 
 
 def _make(target: Path) -> None:
