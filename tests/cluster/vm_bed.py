@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from agent_bed import APPS, Answer, ask, eventually
-from agent_in_cluster import Instance
 from cluster_bed import PYTHON_IMAGE, ClusterBed, open_cluster
 from deploy_bed import NAMESPACE, PREFIX, workload
-from product_bed import KINDS, service
+from product_bed import One, service
 from product_remains import REMAINS
 
 from kybernate.lab import python_image
@@ -85,24 +84,12 @@ class VmBed:
             raise AssertionError(f"{error}: {json.dumps(seen, indent=1)}") from None
 
 
-class VmInstance(Instance):
+class VmInstance(One):
     """One on the node in the virtual machine."""
 
     def __init__(self, vm: VmBed, name: str) -> None:
         super().__init__(vm.bed, name)
         self.vm = vm
-
-    @property
-    def object(self) -> dict[str, Any]:
-        return dict(self.bed.cluster.api.get(f"{KINDS}/gpuinstances/{self.name}"))
-
-    @property
-    def pod(self) -> dict[str, Any]:
-        return dict(self.bed.cluster.api.get(f"/api/v1/namespaces/default/pods/{self.name}"))
-
-    @property
-    def ip(self) -> str:
-        return str(self.pod["status"]["podIP"])
 
     def serving(self) -> Answer:
         """What it answers once it does; its pod is Ready."""
@@ -126,7 +113,7 @@ class VmInstance(Instance):
 
     def container(self) -> str:
         """The one that the kubelet speaks of; none while it makes another one."""
-        return str(self.pod["status"]["containerStatuses"][0].get("containerID", "")).removeprefix("containerd://")
+        return super().container().removeprefix("containerd://")
 
     def await_another_container(self, before: str) -> None:
         eventually(
