@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from decimal import ROUND_CEILING, Decimal
 
-_UNIT_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_SECOND = 1_000_000_000
+_UNIT_NANOSECONDS = {
+    "h": 3600 * _SECOND,
+    "m": 60 * _SECOND,
+    "s": _SECOND,
+    "ms": 1_000_000,
+    "us": 1000,
+    "µs": 1000,
+    "ns": 1,
+}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|us|µs|ns|m|s)")
 _DURATION = re.compile(f"(?:{_DURATION_PART.pattern})+")
 LONGEST_DURATION_SECONDS = 100 * 366 * 24 * 3600.0
@@ -16,7 +25,10 @@ _QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:([eE][+-]?\d{1,2})|([numkMGTPE]
 
 
 class Duration(float):
-    """A length of time in seconds that remembers how to write itself: `str(Duration(5400))` is `1h30m`."""
+    """A length of time in seconds that remembers how to write itself: `str(Duration(5400))` is `1h30m`.
+
+    What is written is read back as the very same number: who compares the two must not find them different.
+    """
 
     @classmethod
     def parse(cls, text: str) -> Duration:
@@ -27,16 +39,17 @@ class Duration(float):
             hint = " (days are written as hours: 24h)" if re.fullmatch(r"[\d.]+d", text) else ""
             hint = hint or (" (a unit is missing)" if re.fullmatch(r"[\d.]+", text) else "")
             raise ValueError(f"expected a duration such as 60s, 10m or 1h30m, got {text!r}{hint}")
-        seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in _DURATION_PART.findall(text))
-        if seconds > LONGEST_DURATION_SECONDS:
+        nanoseconds = sum(Decimal(number) * _UNIT_NANOSECONDS[unit] for number, unit in _DURATION_PART.findall(text))
+        if nanoseconds > LONGEST_DURATION_SECONDS * _SECOND:
             raise ValueError(f"expected a duration of at most 100 years, got {text!r}")
-        return cls(seconds)
+        return cls(int(nanoseconds) / _SECOND)
 
     def __str__(self) -> str:
-        nanoseconds = round(self * 1e9)
-        if nanoseconds < 1_000_000_000:
+        numerator, denominator = self.as_integer_ratio()
+        nanoseconds = (2 * numerator * _SECOND + denominator) // (2 * denominator)  # to the nearest one, exactly
+        if nanoseconds < _SECOND:
             return next((f"{nanoseconds // n}{u}" for n, u in _SMALL if nanoseconds and nanoseconds % n == 0), "0s")
-        minutes, rest = divmod(nanoseconds, 60_000_000_000)
+        minutes, rest = divmod(nanoseconds, 60 * _SECOND)
         hours, minutes = divmod(minutes, 60)
         seconds = f"{Decimal(rest).scaleb(-9).normalize():f}"
         parts = ((hours, f"{hours}h"), (minutes, f"{minutes}m"), (rest, f"{seconds}s"))

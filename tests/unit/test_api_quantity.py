@@ -33,6 +33,13 @@ def test_durations_are_read_and_written(text: str, seconds: float, canonical: st
     assert Duration.parse(str(duration)) == duration
 
 
+@pytest.mark.parametrize("unit", ["h", "m", "s", "ms"])
+def test_what_is_written_is_read_back_as_the_same_number(unit: str) -> None:
+    """The controller compares what it wrote with what it would write: 1.1h was not the 1h6m it became."""
+    read = [Duration.parse(f"{tenths / 10:g}{unit}") for tenths in range(1, 2000)]
+    assert [each for each in read if Duration.parse(str(each)) != each] == []
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
