@@ -92,7 +92,7 @@ class Connection:
         """
         seconds = self.deadline_seconds if deadline_seconds is None else deadline_seconds
         try:
-            async with asyncio.timeout(seconds) as limit, self._room:
+            async with asyncio.timeout(seconds) as limit:
                 return await self._repeated(call, limit)
         except TimeoutError as error:
             raise ApiDeadlineError(call=call, seconds=seconds) from error
@@ -122,13 +122,7 @@ class Connection:
         backoff = Backoff(first=0.2, longest=5.0)
         while True:
             try:
-                response = await self._sent(call)
-                try:
-                    return await response.read()
-                except (aiohttp.ClientError, OSError) as error:
-                    raise self.unreachable(call, error) from error
-                finally:
-                    response.release()
+                return await self._read(call)
             except ApiError as error:
                 if not _undone(call, error):
                     raise
@@ -138,6 +132,17 @@ class Connection:
                 if ends is not None and asyncio.get_running_loop().time() + pause >= ends:
                     raise
                 await asyncio.sleep(pause)
+
+    async def _read(self, call: Request) -> bytes:
+        """The body of the answer. Who waits to ask again holds nobody up: the Lease must not miss its renewal."""
+        async with self._room:
+            response = await self._sent(call)
+            try:
+                return await response.read()
+            except (aiohttp.ClientError, OSError) as error:
+                raise self.unreachable(call, error) from error
+            finally:
+                response.release()
 
     async def _sent(self, call: Request) -> aiohttp.ClientResponse:
         """The answer's head, if it is a success; with renewed credentials once more after a 401."""
