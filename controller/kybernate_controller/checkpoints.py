@@ -2,7 +2,8 @@
 
     no phase     its source is looked up; finalizer, template, then `status.node` with phase Pending: the agent's turn
     Ready        with leaveRunning: false its source's pod is deleted
-    deleted      where no agent will ever answer (it had no node, or the Node is gone) the finalizer is taken away
+    deleted      where no agent will ever answer (it had no node, or the Node is gone or out of service) the finalizer
+                 is taken away
 
 Each write can be repeated, and the order is such that a controller that is killed between two goes on with the next.
 """
@@ -33,7 +34,9 @@ from kybernate.kube.errors import (
 )
 from kybernate.kube.events import Recorder, Regarding
 from kybernate.kube.resource import GPU_CHECKPOINTS, GPU_INSTANCES, NODES, POD_TEMPLATES, PODS
+from kybernate_controller import eviction
 from kybernate_controller.clone import template_of
+from kybernate_controller.objects import Node
 from kybernate_controller.reconcile import now_text
 
 log = logging.getLogger("kybernate_controller")
@@ -79,6 +82,15 @@ class Named(Object, kw_only=True):
 def template_name(checkpoint: GpuCheckpoint) -> str:
     """Its uid, so that a checkpoint made again under its name has another."""
     return f"checkpoint-{checkpoint.metadata.uid}"
+
+
+async def unanswered(client: Client, node: str) -> str:
+    """`eviction.unanswered`, asked of the API server. Raises ApiError."""
+    try:
+        found = {node: await client.get(NODES, Node, node)}
+    except ApiNotFoundError:
+        found = {}
+    return eviction.unanswered(node, found)
 
 
 class CheckpointReconciler:
@@ -240,12 +252,10 @@ class CheckpointReconciler:
         if names.STATE_FINALIZER not in meta.finalizers:
             return None
         if node:
-            try:
-                await self._client.get(NODES, Named, node)
-            except ApiNotFoundError:
-                log.info("checkpoint %s/%s: its node %s is gone", meta.namespace, meta.name, node)
-            else:
+            gone = await unanswered(self._client, node)
+            if not gone:
                 return NODE_GONE_SECONDS
+            log.info("checkpoint %s/%s ends; it was on %s", meta.namespace, meta.name, gone)
         self._may_write()
         left = [it for it in meta.finalizers if it != names.STATE_FINALIZER]
         patch = {"metadata": {"resourceVersion": meta.resource_version, "finalizers": left}}

@@ -120,6 +120,7 @@ class Doer:
             target.known.refuse_pod(action.ordinal, _said(error))
             return False
         target.caches.pods.absorb(made)
+        target.known.make(made.metadata.name)
         return True
 
     async def _who_has(self, name: str, ordinal: int, target: Target) -> None:

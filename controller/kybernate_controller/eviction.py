@@ -40,14 +40,20 @@ def whereabouts(replica: Replica, nodes: Mapping[str, Node]) -> Whereabouts:
     """Where the next pod must be, or why there must be none."""
     if not replica.node or _nothing_is_kept(replica):
         return NOWHERE
-    node = nodes.get(replica.node)
-    if node is not None and not node.out_of_service:
+    why = unanswered(replica.node, nodes)
+    if not why:
         return Whereabouts(node=replica.node)
     if not replica.tier and replica.state != STATE_LOST:
         return NOWHERE
+    return Whereabouts(lost=f"its state lay on {why}")
+
+
+def unanswered(name: str, nodes: Mapping[str, Node]) -> str:
+    """A node whose agent will never answer, and why; empty where it may."""
+    node = nodes.get(name)
     if node is None:
-        return Whereabouts(lost=f"its state lay on node {replica.node}, which no longer exists")
-    return Whereabouts(lost=f"its state lies on node {replica.node}, which is out of service")
+        return f"node {name}, which no longer exists"
+    return f"node {name}, which is out of service" if node.out_of_service else ""
 
 
 def _nothing_is_kept(replica: Replica) -> bool:

@@ -33,7 +33,7 @@ from kybernate_controller.actions import (
     ReleaseInstance,
     StartAnew,
 )
-from kybernate_controller.eviction import NOWHERE, Whereabouts, whereabouts
+from kybernate_controller.eviction import NOWHERE, Whereabouts, unanswered, whereabouts
 from kybernate_controller.objects import STATE_LOST, Instance, Node, Pod
 from kybernate_controller.replica import Replica
 from kybernate_controller.template import Template, owner_reference
@@ -49,9 +49,10 @@ def keep(
     keep_awake: bool,
     may_create: bool,
     avoid: Mapping[str, str],
+    young: bool = False,
 ) -> Iterator[Action]:
     """What brings one member nearer to existing as it should. `may_create`: pods can be made of the template; `avoid`:
-    nodes that can take no new one, and why."""
+    nodes that can take no new one, and why; `young`: its pod was made a moment ago."""
     if replica.taken or replica.leaving:
         return
     state = whereabouts(replica, nodes)
@@ -65,7 +66,7 @@ def keep(
             made = Event("PodCreated", f"Made pod {replica.name}{where}")
             yield CreatePod(name=replica.name, ordinal=replica.ordinal, pod=body, event=made)
         return
-    if replica.ending:
+    if replica.ending or (pod.terminal and young):
         return
     if replica.orphan:
         owners = [*(builtins(owner) for owner in pod.metadata.owner_references), owner_reference(workload)]
@@ -132,9 +133,9 @@ def release(instances: list[Instance], nodes: Mapping[str, Node]) -> Iterator[Ac
         if meta.deletion_timestamp is None or names.STATE_FINALIZER not in meta.finalizers:
             continue
         node = instance.spec.node_name
-        if node and node in nodes:
+        if node and not (why := unanswered(node, nodes)):
             continue
-        event = Event("StateGivenUp", f"{meta.name} ends; node {node} no longer exists") if node else None
+        event = Event("StateGivenUp", f"{meta.name} ends; it was on {why}") if node else None
         yield ReleaseInstance(
             name=meta.name,
             uid=meta.uid,

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from kybernate_controller.replica import Findings
 
 BELIEVED_SECONDS = 30.0
+YOUNG_SECONDS = 10.0
+"""A pod that a kubelet refuses (its devices, its topology) would else be made again as fast as it is refused."""
 
 
 @dataclass
@@ -25,6 +27,8 @@ class Known:
     """Uids whose deletion was asked for, as long as a cache shows them."""
     gone: set[str] = field(default_factory=set)
     """Uids of what no longer exists, as long as a cache shows them."""
+    made: dict[str, float] = field(default_factory=dict)
+    """When pods were made, by name, while they are young."""
     doubts_at: float | None = None
     """When refusals are no longer believed."""
     now: float = 0.0
@@ -37,6 +41,8 @@ class Known:
             self.findings = Findings(templates=dict.fromkeys(accepted, ""))
             self.doubts_at = None
         self.generation = generation
+        self.made = {name: at for name, at in self.made.items() if now - at < YOUNG_SECONDS}
+        self.findings.young = frozenset(self.made)
         self.findings.unsized = {uid: why for uid, why in self.findings.unsized.items() if uid in shown}
         self.ended.intersection_update(shown)
         self.gone.intersection_update(shown)
@@ -45,11 +51,18 @@ class Known:
     def empty(self) -> bool:
         """Nothing is lost with it."""
         found = self.findings
-        return not (found.templates or found.taken or found.refused or found.unsized or self.ended or self.gone)
+        learned = found.templates or found.taken or found.refused or found.unsized
+        return not (learned or self.ended or self.gone or self.made)
 
     def again_in(self, now: float) -> float | None:
-        """Seconds until a refusal is to be tried again."""
-        return None if self.doubts_at is None else max(0.0, self.doubts_at - now)
+        """Seconds until a refusal is to be tried again, or a pod is no longer young."""
+        times = [at + YOUNG_SECONDS for at in self.made.values()]
+        times += [] if self.doubts_at is None else [self.doubts_at]
+        return max(0.0, min(times) - now) if times else None
+
+    def make(self, name: str) -> None:
+        """A pod was made."""
+        self.made[name] = self.now
 
     def accept_template(self, template_hash: str) -> None:
         self.findings.templates = {template_hash: ""}

@@ -41,9 +41,11 @@ def plan(snapshot: Snapshot, now: str) -> list[Action]:
     may_create = usable and not snapshot.findings.refused
     for member in chosen.members:
         kept_awake = member.ordinal in awake
+        young = member.name in snapshot.findings.young
         actions += instances.keep(
-            workload, made, member, snapshot.nodes, keep_awake=kept_awake, may_create=may_create, avoid=avoid
-        )
+            workload, made, member, snapshot.nodes,
+            keep_awake=kept_awake, may_create=may_create, avoid=avoid, young=young,
+        )  # fmt: skip
     if usable:
         going = {action.uid for action in actions if isinstance(action, DeletePod)}
         actions += rollout.replace(workload, made.hash, chosen.members, going)

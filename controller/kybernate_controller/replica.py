@@ -29,6 +29,8 @@ class Findings:
     """By ordinal, why no pod could be made now (a quota)."""
     unsized: dict[str, str] = field(default_factory=dict)
     """By pod uid, why its requests could not be changed."""
+    young: frozenset[str] = frozenset()
+    """Names of pods that were made a moment ago. One that has failed already would fail again."""
 
 
 @dataclass

@@ -34,7 +34,7 @@ from kybernate.kube.errors import (
 )
 from kybernate.kube.events import Recorder, Regarding
 from kybernate.kube.resource import GPU_CHECKPOINTS, GPU_INSTANCES, GPU_RESTORE_JOBS, POD_TEMPLATES, PODS
-from kybernate_controller.checkpoints import template_name
+from kybernate_controller.checkpoints import template_name, unanswered
 from kybernate_controller.clone import instance_of, is_of, pod_of
 from kybernate_controller.progress import Pod, Progress, Seen, progress
 from kybernate_controller.reconcile import now_text
@@ -44,6 +44,8 @@ log = logging.getLogger("kybernate_controller")
 MANAGER = names.CONTROLLER_MANAGER
 T_co = TypeVar("T_co", covariant=True)
 OVER = ("Succeeded", "Failed")
+PLACING_SECONDS = 30.0
+"""So often it is asked whether the node of a pod that is not there yet is to be waited for."""
 
 
 class Held(Protocol[T_co]):
@@ -149,7 +151,13 @@ class RestoreJobReconciler:
             raise JobFailedError(f"GpuCheckpoint {name} is {checkpoint.status.phase}: {said}")
         if checkpoint.status.phase != "Ready":
             raise WaitsError(f"waits until GpuCheckpoint {name} is Ready")
+        await self._refuse_gone(checkpoint.status.node)
         return checkpoint
+
+    async def _refuse_gone(self, node: str) -> None:
+        """A copy is restored where it lies, or nowhere. Raises JobFailedError."""
+        if gone := await unanswered(self._client, node):
+            raise JobFailedError(f"the copy lies on {gone}")
 
     async def _template(self, checkpoint: GpuCheckpoint) -> KeptTemplate:
         name, namespace = template_name(checkpoint), checkpoint.metadata.namespace
@@ -196,6 +204,8 @@ class RestoreJobReconciler:
         found: Progress = progress(Seen(job.status, pod, instance, time.time()))
         if found.failed:
             raise JobFailedError(found.message)
+        if found.phase == "Placing" and instance is not None:
+            await self._refuse_gone(instance.spec.node_name)
         status: dict[str, Any] = {"phase": found.phase, "message": found.message}
         if found.phase == "Succeeded":
             began = self._began.pop(meta.uid, None)
@@ -206,7 +216,7 @@ class RestoreJobReconciler:
         if found.phase == "Succeeded":
             self._over[meta.namespace, meta.name] = meta.uid
             self._tell(job, "Normal", "Restored", f"pod {name} goes on from GpuCheckpoint {job.spec.checkpoint}")
-        return found.again_seconds
+        return PLACING_SECONDS if found.phase == "Placing" else found.again_seconds
 
     async def _asked(self, job: GpuRestoreJob) -> tuple[Pod | None, GpuInstance | None]:
         namespace, name = job.metadata.namespace, job.spec.pod_name

@@ -28,6 +28,7 @@ from kybernate.kube.resource import (
     GPU_CHECKPOINTS,
     GPU_INSTANCES,
     GPU_RESTORE_JOBS,
+    NODES,
     POD_TEMPLATES,
     PODS,
     Resource,
@@ -158,6 +159,7 @@ async def stage(installed: ApiServerBed) -> AsyncIterator[Stage]:
     namespace = apiserver.create_namespace(f"checkpoints-{next(_numbers)}")
     credentials = apiserver.credentials(apiserver.server)
     async with Mortal(credentials, program="test") as client, Recorder(client, "test") as recorder:
+        await client.apply(NODES, {"metadata": {"name": "n1"}, "spec": {}}, manager="test", into=dict)
         yield Stage(client, recorder, namespace)
 
 
@@ -268,13 +270,36 @@ async def test_the_source_ends_once_and_only_the_one_that_was_copied(stage: Stag
     assert [c["status"] for c in status["conditions"] if c["type"] == "SourceEnded"] == ["True"]
 
 
-async def test_a_checkpoint_that_no_agent_will_answer_for_can_go(stage: Stage) -> None:
+@pytest.mark.parametrize("why", ["no longer exists", "is out of service"])
+async def test_no_agent_will_ever_answer(stage: Stage, why: str) -> None:
+    """What is restored from there fails, and its checkpoint can go."""
     await stage.source()
-    await stage.ready()  # on n1, of which there is no Node
+    await stage.ready()
+    await stage.job("placed", "again")
+    await stage.live("job", "placed", None)
+    assert await stage.phase(GPU_RESTORE_JOBS, "placed") == "Placing"
     await stage.client.delete(GPU_CHECKPOINTS, "warm", stage.namespace)
+    await stage.live("checkpoint", "warm", None)
+    assert (await stage.get(GPU_CHECKPOINTS, "warm"))["metadata"]["finalizers"]  # its agent may answer
+    if why == "is out of service":
+        taint = {"key": "node.kubernetes.io/out-of-service", "value": "off", "effect": "NoExecute"}
+        await stage.client.apply(
+            NODES, {"metadata": {"name": "n1"}, "spec": {"taints": [taint]}}, manager="test", into=dict
+        )
+    else:
+        await stage.client.delete(NODES, "n1")
+    await stage.live("job", "placed", None)
+    status = (await stage.get(GPU_RESTORE_JOBS, "placed"))["status"]
+    assert (status["phase"], status["message"]) == ("Failed", f"the copy lies on node n1, which {why}")
+    assert await gone(stage, "again")
     await stage.live("checkpoint", "warm", None)
     with pytest.raises(ApiNotFoundError):
         await stage.get(GPU_CHECKPOINTS, "warm")
+    await stage.ready()
+    await stage.job("late", "another")
+    await stage.live("job", "late", None)
+    assert await stage.phase(GPU_RESTORE_JOBS, "late") == "Failed"
+    assert await gone(stage, "another")
 
 
 async def test_who_reads_or_edits_a_namespace_does_not_see_the_templates(stage: Stage) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kybernate_controller.known import BELIEVED_SECONDS, Known
+from kybernate_controller.known import BELIEVED_SECONDS, YOUNG_SECONDS, Known
 
 
 def look(known: Known, now: float, *shown: str, generation: int = 1) -> None:
@@ -35,3 +35,25 @@ def test_of_a_pod_that_is_gone_nothing_is_remembered() -> None:
     known.refuse_resize("p0", "cannot", lasting=True)
     look(known, 101.0, "p1")
     assert known.empty
+
+
+def test_a_pod_is_young_for_a_while_and_then_looked_at_again() -> None:
+    known = Known()
+    look(known, 100.0)
+    known.make("chat-0")
+    look(known, 101.0)
+    assert known.findings.young == {"chat-0"}
+    assert not known.empty
+    assert known.again_in(101.0) == YOUNG_SECONDS - 1
+    look(known, 100.0 + YOUNG_SECONDS)
+    assert known.findings.young == frozenset()
+    assert known.again_in(100.0 + YOUNG_SECONDS) is None
+    assert known.empty
+
+
+def test_it_is_looked_at_again_for_the_first_of_its_reasons() -> None:
+    known = Known()
+    look(known, 100.0, "p0")
+    known.make("chat-0")
+    known.refuse_resize("p0", "quota")
+    assert known.again_in(100.0) == min(YOUNG_SECONDS, BELIEVED_SECONDS)

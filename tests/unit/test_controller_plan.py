@@ -135,6 +135,7 @@ CASES = [
     Case("the agent takes the finalizer", gw(), [pod(0)], [gi(0), gi(1, leaving=True)]),
     Case("no agent will", gw(), [pod(0)], [gi(0), gi(1, node="gone", leaving=True)], ["release chat-1"]),
     Case("none ever will", gw(), [pod(0)], [gi(0), gi(1, node="", leaving=True)], ["release chat-1"]),
+    Case("none will of a node out of service", gw(), [pod(0)], [gi(0), gi(1, node="n2", leaving=True)], ["release chat-1"], nodes=[node(), node("n2", taint="node.kubernetes.io/out-of-service")]),
     Case(
         "the agent must know first where it is",
         gw(),
@@ -215,6 +216,13 @@ def test_an_orphan_that_is_labelled_anothers_is_left_alone() -> None:
     (said,) = planned(Case("stray", gw(), [stray]))
     assert isinstance(said, actions.WriteStatus)
     assert "a pod that is nobody's" in next(c.message for c in said.status.conditions if c.type == "Degraded")
+
+
+@pytest.mark.parametrize(("young", "then"), [(True, []), (False, ["delete chat-0 keeping its state"])])
+def test_a_pod_that_fails_at_once_is_not_made_again_at_once(young: bool, then: list[str]) -> None:
+    findings = Findings({template.read(gw()).hash: ""}, young=frozenset({"chat-0"} if young else ()))
+    done = planned(Case("refused by the kubelet", gw(), [pod(0, phase="Failed")], [gi(0)], findings=findings))
+    assert [short(action) for action in done if not isinstance(action, actions.WriteStatus)] == then
 
 
 def test_names_of_cases_are_unique() -> None:
