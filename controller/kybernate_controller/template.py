@@ -24,6 +24,7 @@ import msgspec
 
 from kybernate.api import names
 from kybernate.api.gpuworkload import GpuWorkloadObject
+from kybernate_controller.template_shape import slip
 
 HASH_LENGTH = 10
 OURS = f"{names.GROUP}/"
@@ -49,6 +50,8 @@ def read(workload: GpuWorkloadObject) -> Template:
     declared = list(workload.spec.containers or ())
     meaning = msgspec.json.encode([body, declared], order="deterministic")
     digest = hashlib.sha256(meaning).hexdigest()[:HASH_LENGTH]
+    if problem := slip(body):
+        return Template(digest, "", [], body, problem)
     spec = body.get("spec") or {}
     containers = {c.get("name", ""): c for c in spec.get("containers") or ()}
     chosen, problem = _chosen(declared, list(containers))

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from controller_objects import CONTAINER, OWNER, gw
-from kybernate_controller import template
+from controller_objects import CONTAINER, OWNER, Case, gi, gw, planned, pod
+from kybernate_controller import actions, template
 
 from kybernate.api import names
 from kybernate.api.gpuworkload import GpuWorkloadObject
@@ -124,3 +124,36 @@ def test_ports_are_those_of_the_container_that_sleeps() -> None:
     assert (found.container, found.ports) == ("server", [8080])
     found = template.read(with_template({"spec": {"containers": [sidecar, CONTAINER]}}))
     assert found.problem == "spec.containers: say which of the template's containers sleeps: log, server"
+
+
+def with_slip(**spec: Any) -> dict[str, Any]:
+    return {"spec": {"containers": [CONTAINER], **spec}}
+
+
+LIMITS = [CONTAINER | {"resources": {"limits": ["2"]}}]
+SLIPS: list[tuple[dict[str, Any], str]] = [
+    (with_slip(tolerations={"key": "gpu"}), "spec.tolerations: expected array, got object"),
+    (with_slip(tolerations=["gpu"]), "spec.tolerations[0]: expected object, got str"),
+    (with_slip(readinessGates=[1]), "spec.readinessGates[0]: expected object, got int"),
+    (with_slip(affinity={"nodeAffinity": []}), "spec.affinity.nodeAffinity: expected object, got array"),
+    (with_slip(containers=LIMITS), "spec.containers[0].resources.limits: expected object, got array"),
+    (with_slip() | {"metadata": {"labels": "app"}}, "metadata.labels: expected object, got str"),
+]
+"""What the CRD lets through, and the controller must not stumble over."""
+
+
+@pytest.mark.parametrize(("body", "says"), SLIPS, ids=[says for _, says in SLIPS])
+@pytest.mark.parametrize("exists", [False, True], ids=["of a new one", "of one that runs"])
+def test_a_slip_in_the_template_is_said_and_nobody_is_touched(body: dict[str, Any], says: str, exists: bool) -> None:
+    workload = with_template(body)
+    pods, instances = ([pod(0)], [gi(0)]) if exists else ([], [])
+    (said,) = planned(Case("slip", workload, pods, instances))
+    assert isinstance(said, actions.WriteStatus)
+    invalid = next(c for c in said.status.conditions if c.type == "TemplateInvalid")
+    assert (invalid.status, invalid.message) == ("True", f"spec.template.{says}")
+    assert next(c.status for c in said.status.conditions if c.type == "Ready") == str(exists)
+
+
+def test_what_is_null_in_a_template_is_not_there() -> None:
+    spec = {"containers": [CONTAINER | {"ports": None}], "tolerations": None, "affinity": None, "readinessGates": None}
+    assert template.read(with_template({"metadata": None, "spec": spec})).problem == ""
