@@ -82,7 +82,7 @@ async def serve(given: Config) -> None:
         controller = Controller(client, recorder, workers=given.workers)
         copies = Copies(client, recorder)
         candidate = Candidate(client, controller, copies, given)
-        health = Health(controller, client, recorder, candidate.leads)
+        health = Health(controller, copies, client, recorder, candidate.leads)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)

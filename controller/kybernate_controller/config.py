@@ -1,4 +1,4 @@
-"""What can be set: flags, and for each an environment variable (`--lease-name` is KYBERNATE_LEASE_NAME)."""
+"""What can be set: flags, and for each that takes a value an environment variable (`--workers` is KYBERNATE_WORKERS)."""
 
 from __future__ import annotations
 

@@ -59,12 +59,15 @@ class Copies:
         self.pods.subscribe(self._made_changed)
         self.instances.subscribe(self._made_changed)
 
+    @property
+    def informers(self) -> tuple[Informer[Any], ...]:
+        return self.checkpoints, self.jobs, self.pods, self.instances
+
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         """Fill the caches and keep them so."""
-        informers: list[Informer[Any]] = [self.checkpoints, self.jobs, self.pods, self.instances]
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each.run(), name=f"informer {each.resource}") for each in informers]
+            tasks = [group.create_task(each.run(), name=f"informer {each.resource}") for each in self.informers]
             try:
                 yield
             finally:
@@ -73,7 +76,7 @@ class Copies:
 
     async def lead(self, may_write: Callable[[], None] = lambda: None) -> None:
         """Look at everything, then at what changes; until cancelled."""
-        for informer in (self.checkpoints, self.jobs, self.pods, self.instances):
+        for informer in self.informers:
             await informer.synced()
         checkpoint = CheckpointReconciler(self._client, self.checkpoints, self._recorder, may_write)
         job = RestoreJobReconciler(

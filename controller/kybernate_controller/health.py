@@ -17,6 +17,7 @@ from kybernate.errors import ExternalError
 from kybernate.kube.client import Client
 from kybernate.kube.events import Recorder
 from kybernate_controller.controller import Controller
+from kybernate_controller.copies import Copies
 
 PREFIX = "kybernate_controller"
 
@@ -26,10 +27,13 @@ class ListenError(ExternalError):
 
 
 class Health:
-    """Answers about one controller."""
+    """Answers about one controller: of workloads, and of checkpoints and restore jobs."""
 
-    def __init__(self, controller: Controller, client: Client, recorder: Recorder, leads: Callable[[], bool]) -> None:
+    def __init__(
+        self, controller: Controller, copies: Copies, client: Client, recorder: Recorder, leads: Callable[[], bool]
+    ) -> None:
         self._controller = controller
+        self._informers = (*controller.informers, *copies.informers)
         self._client = client
         self._recorder = recorder
         self._leads = leads
@@ -64,7 +68,7 @@ class Health:
         return web.Response(text="ok\n")
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        missing = [informer for informer in self._controller.informers if not informer.is_synced]
+        missing = [informer for informer in self._informers if not informer.is_synced]
         if not missing:
             return web.Response(text="ok\n")
         lines = [f"{i.resource}: {i.problem or 'the first list is not here yet'}" for i in missing]
@@ -90,10 +94,13 @@ class Health:
             for (verb, resource), count in sorted(self._client.requests.items())
         ]
         yield from _metric("api_requests_total", "counter", "Requests to the API server.", requests)
-        held = [((("resource", i.resource.plural),), len(i)) for i in controller.informers]
-        yield from _metric("objects", "gauge", "Objects in the caches.", held)
-        lagging = [((("resource", i.resource.plural),), int(i.problem is not None)) for i in controller.informers]
-        yield from _metric("watch_broken", "gauge", "1 while a kind is not followed.", lagging)
+        held: Counter[str] = Counter()
+        broken: Counter[str] = Counter()
+        for informer in self._informers:
+            held[informer.resource.plural] += len(informer)
+            broken[informer.resource.plural] |= informer.problem is not None
+        yield from _metric("objects", "gauge", "Objects in the caches.", _by_resource(held))
+        yield from _metric("watch_broken", "gauge", "1 while a kind is not followed.", _by_resource(broken))
         dropped = [((), self._recorder.dropped)]
         yield from _metric("events_dropped_total", "counter", "Events that could not be told.", dropped)
         if controller.instances.is_synced:
@@ -104,6 +111,10 @@ class Health:
 
 
 Labels = tuple[tuple[str, str], ...]
+
+
+def _by_resource(counts: Counter[str]) -> list[tuple[Labels, float]]:
+    return [((("resource", plural),), count) for plural, count in counts.items()]
 
 
 def _metric(name: str, kind: str, says: str, values: Iterable[tuple[Labels, float]]) -> Iterator[str]:

@@ -197,6 +197,7 @@ async def test_two_controllers_one_is_killed_the_other_goes_on(apiserver: ApiSer
         assert "kybernate_controller_leader 0\n" in metrics
         assert "kybernate_controller_looks_total 0\n" in metrics
         assert 'kybernate_controller_instances{tier="awake"} 2\n' in metrics
+        assert 'kybernate_controller_watch_broken{resource="gpucheckpoints"} 0\n' in metrics
         await stage.workload("chat", replicas=2, image="localhost/chat:2")
         await running[first].end(signal.SIGKILL)
         await stage.until_ready("chat", 2, awake=2, updatedReplicas=2)
