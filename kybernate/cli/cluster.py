@@ -11,6 +11,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from kybernate.api import names
 from kybernate.api.gpuinstance import GpuInstance
 from kybernate.api.objects import Metadata, Object
 from kybernate.cli.message import message_of, time_of
+from kybernate.cli.settling import NotSettledError, Workload, unsettled
 from kybernate.errors import DeadlineError, InvalidError, KybernateError, NotFoundError, RefusedError
 from kybernate.kube.client import APPLY_PATCH, Client
 from kybernate.kube.connection import Request
@@ -86,6 +88,15 @@ class _Pod(Object, kw_only=True):
     status: Status = msgspec.field(default_factory=Status)
 
 
+@dataclass(frozen=True)
+class AppliedWorkload:
+    """A GpuWorkload that was applied, and whether that was a change."""
+
+    name: str
+    namespace: str
+    outcome: str
+
+
 class ClusterClient:
     """Open until `close`. `namespace` None: that of the kubeconfig's context; "" : all.
 
@@ -115,7 +126,14 @@ class ClusterClient:
         self.close()
 
     def _run(self, work: Awaitable[T]) -> T:
-        return self._loop.run_until_complete(work)
+        """Until it is done; Ctrl-C ends it, too, before it ends us."""
+        task = asyncio.ensure_future(work, loop=self._loop)
+        try:
+            return self._loop.run_until_complete(task)
+        except KeyboardInterrupt:
+            task.cancel()
+            self._loop.run_until_complete(asyncio.wait({task}))
+            raise
 
     # --- looking ---
 
@@ -158,6 +176,8 @@ class ClusterClient:
         kinds = pb.WatchEvent
         known: dict[tuple[str, str], GpuInstance] = {}
         synced = False
+        # A watch tries again for ever, also what we may not do or what does not exist: that is said first.
+        await self._client.version_of(GPU_INSTANCES, self._namespace or None)
         watch = Watch(self._client, GPU_INSTANCES, GpuInstance, namespace=self._namespace or None)
         async with contextlib.aclosing(watch.events()) as events:
             async for event in events:
@@ -216,7 +236,7 @@ class ClusterClient:
 
     # --- changing ---
 
-    def apply(self, text: str, file_name: str) -> list[pb.AppliedWorkload]:
+    def apply(self, text: str, file_name: str) -> list[AppliedWorkload]:
         """Server-side apply of every GpuWorkload in `text`. Raises InvalidError with the server's words."""
         try:
             documents = [each for each in yaml.safe_load_all(text) if each is not None]
@@ -228,7 +248,7 @@ class ClusterClient:
                 raise OtherKindError(source=file_name, kind=kind)
         return [self._run(self._apply(document)) for document in documents]
 
-    async def _apply(self, document: dict[str, Any]) -> pb.AppliedWorkload:
+    async def _apply(self, document: dict[str, Any]) -> AppliedWorkload:
         metadata = document.get("metadata") or {}
         name, namespace = str(metadata.get("name", "")), metadata.get("namespace") or self._one_namespace()
         before = ""
@@ -246,7 +266,18 @@ class ClusterClient:
             raise
         after = msgspec.json.decode(answer, type=_Meta).metadata.resource_version
         outcome = "created" if not before else "unchanged" if after == before else "configured"
-        return pb.AppliedWorkload(name=name, outcome=outcome)
+        return AppliedWorkload(name, namespace, outcome)
+
+    def await_settled(self, applied: AppliedWorkload, deadline_seconds: float) -> None:
+        """Return when all is as the workload says. Raises NotSettledError, TemplateInvalidError, StateLostError."""
+        self._run(self._await_settled(applied, deadline_seconds))
+
+    async def _await_settled(self, applied: AppliedWorkload, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while why := unsettled(await self._client.get(GPU_WORKLOADS, Workload, applied.name, applied.namespace)):
+            if time.monotonic() > until:
+                raise NotSettledError(workload=applied.name, seconds=seconds, why=why.rstrip("."))
+            await asyncio.sleep(LOOK_SECONDS)
 
     def delete(self, name: str, *, wait: bool = False, deadline_seconds: float = STEP_SECONDS) -> str:
         """Delete a workload; with `wait` return when nothing of it is left. Raises NotFoundError."""

@@ -91,6 +91,17 @@ class Cli:
 
         asyncio.run(do())
 
+    def say_of_workload(self, namespace: str, status: dict[str, Any]) -> None:
+        """What the controller would."""
+
+        async def do() -> None:
+            async with self.bed.client() as client:
+                await client.merge_patch(
+                    GPU_WORKLOADS, dict[str, Any], "chat", {"status": status}, namespace, subresource="status"
+                )
+
+        asyncio.run(do())
+
     def instance(self, name: str = "chat-0") -> GpuInstance:
         async def do() -> GpuInstance:
             async with self.bed.client() as client:
@@ -143,6 +154,35 @@ def test_apply_is_checked_by_the_server_and_says_what_became_of_it(cli: Cli) -> 
     assert (other.status, "kubectl apply" in other.err) == (2, True)
     assert cli("delete", "chat").out == "gpuworkload chat is being deleted\n"
     assert cli("delete", "nobody").status == 4
+
+
+def test_apply_waits_for_what_it_applied_where_that_is(cli: Cli) -> None:
+    """Not for one of the same name where the kubeconfig points, nor for what was there before a change."""
+    cli.bed.create_namespace("team")
+    there = WORKLOAD.replace("{name: chat}", "{name: chat, namespace: team}")
+    assert cli("apply", "-f", "-", stdin=WORKLOAD).status == 0
+    assert cli("apply", "-f", "-", stdin=there).status == 0
+    said = {"observedGeneration": 1, "conditions": [condition("Ready", True), condition("Progressing", False)]}
+    cli.say_of_workload(SPACE, said)
+    waits = cli("apply", "--wait", "--timeout", "300ms", "-f", "-", stdin=there)
+    assert (waits.status, "chat: not as it should be after 0.3 s: the controller has not looked" in waits.err) == (
+        22,
+        True,
+    )
+    cli.say_of_workload("team", said)
+    assert cli("apply", "--wait", "-f", "-", stdin=there).out == "gpuworkload chat unchanged\n"
+    more = there.replace("spec:\n", "spec:\n  replicas: 2\n", 1)
+    assert cli("apply", "--wait", "--timeout", "300ms", "-f", "-", stdin=more).status == 22
+    invalid = condition("TemplateInvalid", True) | {"message": "such an image there is not"}
+    cli.say_of_workload("team", {"observedGeneration": 2, "conditions": [invalid]})
+    refused = cli("apply", "--wait", "-f", "-", stdin=more)
+    assert (refused.status, "such an image there is not" in refused.err) == (2, True)
+    for space in (SPACE, "team"):
+        assert cli("-n", space, "delete", "chat").status == 0
+
+
+def condition(kind: str, holds: bool) -> dict[str, Any]:
+    return {"type": kind, "status": str(holds), "reason": "Test", "lastTransitionTime": "2026-01-01T00:00:00Z"}
 
 
 @pytest.mark.parametrize(("outcome", "status"), [("done", 0), ("refused", 20)])

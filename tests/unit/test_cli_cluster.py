@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +18,7 @@ from kybernate.cli.cluster import ClusterClient, ClusterDeadlineError
 from kybernate.cli.commands.apply import FailedError, NotRunningError, _wait_until_running
 from kybernate.cli.message import message_of
 from kybernate.kube.credentials import Access, Credentials
-from kybernate.kube.errors import UnreachableError
+from kybernate.kube.errors import ForbiddenError, UnreachableError
 
 INSTANCE = {
     "metadata": {"name": "chat-0", "namespace": "default"},
@@ -24,15 +26,29 @@ INSTANCE = {
 }
 
 
+LIST = {"metadata": {"resourceVersion": "7"}, "items": [INSTANCE]}
+FORBIDDEN = {"kind": "Status", "status": "Failure", "reason": "Forbidden", "code": 403, "message": "not in secret"}
+
+
 class Server(BaseHTTPRequestHandler):
-    """It knows one instance, and breaks off in the midst of its pod's log."""
+    """It knows one instance, and breaks off in the midst of its pod's log. Who watches is interrupted. Of the namespace
+    `secret` it tells nothing."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        logs = "/log?" in self.path
-        body = b"a line\n" if logs else msgspec.json.encode(INSTANCE)
-        self.send_response(200)
+        logs, status = "/log?" in self.path, 200
+        if "/secret/" in self.path:
+            status, body = 403, msgspec.json.encode(FORBIDDEN)
+        elif "watch=" in self.path:
+            os.kill(os.getpid(), signal.SIGINT)
+            self.rfile.read(1)  # until the client has gone
+            return
+        elif "/gpuinstances?" in self.path:
+            body = msgspec.json.encode(LIST)
+        else:
+            body = b"a line\n" if logs else msgspec.json.encode(INSTANCE)
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body) + 100 * logs))
         self.end_headers()
         self.wfile.write(body)
@@ -51,7 +67,13 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def client(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClusterClient]:
+def client(login: None) -> Iterator[ClusterClient]:
+    with ClusterClient(None, None, "default") as made:
+        yield made
+
+
+@pytest.fixture
+def login(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def credentials(*_: object, **__: object) -> Credentials:
         async def load() -> Access:
             return Access(server, None)
@@ -59,8 +81,6 @@ def client(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClusterClie
         return Credentials(load, await load())
 
     monkeypatch.setattr("kybernate.cli.cluster.load_credentials", credentials)
-    with ClusterClient(None, None, "default") as made:
-        yield made
 
 
 def test_logs_that_break_off_are_shown_and_then_said(client: ClusterClient) -> None:
@@ -68,6 +88,24 @@ def test_logs_that_break_off_are_shown_and_then_said(client: ClusterClient) -> N
     assert next(chunks).data == b"a line\n"
     with pytest.raises(UnreachableError, match="chat-0/log"):
         next(chunks)
+
+
+def test_what_may_not_be_watched_is_said(login: None) -> None:
+    """A watch would try again for ever."""
+    with ClusterClient(None, None, "secret") as client, pytest.raises(ForbiddenError, match="not in secret"):
+        next(client.watch())
+
+
+def test_an_interrupt_is_nothing_else(client: ClusterClient) -> None:
+    """Not an error about a generator that is still running."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        events = client.watch()
+        assert [next(events).type, next(events).type] == [pb.WatchEvent.ADDED, pb.WatchEvent.SYNCED]
+        with pytest.raises(KeyboardInterrupt):
+            next(events)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 ADDED, MODIFIED, DELETED = pb.WatchEvent.ADDED, pb.WatchEvent.MODIFIED, pb.WatchEvent.DELETED

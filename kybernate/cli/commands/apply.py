@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from kybernate.cli import output
 from kybernate.cli.connection import connect, in_cluster
@@ -21,7 +21,7 @@ from kybernate.errors import DeadlineError, ExternalError, InvalidError, StateLo
 
 if TYPE_CHECKING:
     from kybernate.agentapi.client import AgentClient
-    from kybernate.cli.cluster import ClusterClient
+    from kybernate.cli.cluster import AppliedWorkload, ClusterClient
 
 SUMMARY = "take over the workloads of manifests"
 SUFFIXES = {".yaml", ".yml", ".json"}
@@ -44,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a manifest, a folder of them, or - for stdin; may be given more than once",
     )
-    add_wait(parser, "return when the workloads run")
+    add_wait(parser, "return when the workloads run; on a cluster: when all is as they say")
     output.add_format(parser)
 
 
@@ -70,7 +70,10 @@ def run(options: argparse.Namespace) -> int:
             output.print_data([{"name": each.name, "outcome": each.outcome} for each in applied], options.output)
         if options.wait:
             for each in applied:
-                _wait_until_running(client, each.name, options.timeout)
+                if in_cluster(options, options.program):
+                    _wait_until_settled(cast("ClusterClient", client), cast("AppliedWorkload", each), options.timeout)
+                else:
+                    _wait_until_running(cast("AgentClient", client), each.name, options.timeout)
     return 0
 
 
@@ -92,7 +95,12 @@ def _read(name: str) -> list[tuple[str, str]]:
         raise InvalidError(f"{name}: not UTF-8 at byte {error.start}") from error
 
 
-def _wait_until_running(client: AgentClient | ClusterClient, workload: str, seconds: float) -> None:
+def _wait_until_settled(client: ClusterClient, applied: AppliedWorkload, seconds: float) -> None:
+    with Progress(f"waiting until {applied.name} is as it says"):
+        client.await_settled(applied, seconds)
+
+
+def _wait_until_running(client: AgentClient, workload: str, seconds: float) -> None:
     """Follow the workload's instance until it runs, or sleeps again already. Of an earlier workload of that name there
     may be one that is on its way out: its end is no failure."""
     leaving: set[str] = set()
