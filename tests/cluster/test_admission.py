@@ -101,6 +101,23 @@ async def test_it_makes_the_instances_of_annotated_pods_and_no_others(caller: Ca
     assert "a GpuWorkload's are the controller's" in says
 
 
+async def test_it_does_not_make_a_workloads_instance_a_pods(caller: Caller) -> None:
+    """It could write its spec then."""
+    made = instance("chat-0", workload="chat", ordinal=0)
+    made["metadata"]["ownerReferences"] = [
+        {"apiVersion": "kybernate.io/v1alpha1", "kind": "GpuWorkload", "name": "chat", "uid": "w"}
+    ]
+    made["metadata"]["finalizers"] = ["kybernate.io/state"]
+    assert (await caller.send("POST", INSTANCES, made))[0] == 201
+    pod = instance("chat-0")["metadata"]["ownerReferences"]
+    for owners in (pod, [*made["metadata"]["ownerReferences"], *pod], []):
+        patch = {"metadata": {"ownerReferences": owners}}
+        status, says = await caller.agent("PATCH", f"{INSTANCES}/chat-0", patch)
+        assert status == 403
+        assert "does not change whose" in says
+    assert (await caller.agent("PATCH", f"{INSTANCES}/chat-0", {"metadata": {"finalizers": []}}))[0] == 200
+
+
 async def test_it_counts_its_own_events_up(caller: Caller) -> None:
     assert (await caller.agent("POST", EVENT_PATH, event("own", OWN)))[0] == 201
     assert (await caller.agent("PATCH", f"{EVENT_PATH}/own", {"count": 2}))[0] == 200
