@@ -82,6 +82,10 @@ class NodeAgent:
     def tail(self, characters: int = 6000) -> str:
         return self.log.read_text(errors="replace")[-characters:] if self.log.exists() else ""
 
+    def tell(self) -> str:
+        """For whoever wants to know why a test failed."""
+        return self.tail(20000)
+
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
         """Killed for the block."""

@@ -51,6 +51,10 @@ class Bed:
     agent: NodeAgent
     log: Path
 
+    def tell(self) -> str:
+        """For whoever wants to know why a test failed."""
+        return f"== agent\n{self.agent.tell()}\n== controller\n{self.log.read_text()[-6000:]}"
+
     def checkpoint(self, name: str, **spec: Any) -> None:
         spec.setdefault("source", {"instance": name.removesuffix("-copy")})
         self._create("GpuCheckpoint", name, spec)

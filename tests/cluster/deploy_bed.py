@@ -6,14 +6,13 @@ import contextlib
 import json
 import shutil
 import ssl
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from agent_bed import APPS, THIS_RUN, Answer, ask
+from agent_bed import APPS, THIS_RUN
 from cluster_bed import ClusterBed, open_cluster
 from node_bed import PYTHON_IMAGE
 
@@ -98,34 +97,6 @@ def running(bed: ClusterBed, *workloads: dict[str, Any]) -> Iterator[list[str]]:
         for name in names:
             bed.wait(f"gi/{name}-0", "delete")
             bed.wait(f"pod/{name}-0", "delete")
-
-
-class Caller:
-    """Calls an application again and again, `pause` seconds after each answer, until the block ends."""
-
-    def __init__(self, ip: str, pause: float) -> None:
-        self._ip, self._pause = ip, pause
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self.answers: list[Answer] = []
-        self.failure: Exception | None = None
-
-    def __enter__(self) -> Caller:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self.answers.append(ask(self._ip, seconds=90))
-            except (OSError, ValueError) as error:
-                self.failure = error
-                return
-            self._stop.wait(self._pause)
 
 
 def changed_image(folder: Path, tag: str) -> Image:

@@ -321,7 +321,7 @@ class Product:
 
     def tell(self) -> str:
         """For whoever wants to know why a test failed."""
-        return f"== agent\n{self.agent.tail(12000)}\n== controller\n{self.controller.tail()}"
+        return f"== agent\n{self.agent.tell()}\n== controller\n{self.controller.tail()}"
 
 
 def deployed_but_programs(bed: ClusterBed) -> list[dict[str, Any]]:

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from agent_bed import ask
-from agent_in_cluster import NodeAgent, agent_on, app_pod, eventually, processes_of
+from agent_in_cluster import NodeAgent, app_pod, eventually, processes_of
 from cluster_bed import ClusterBed
 
 LIMIT = 60
-
-
-@pytest.fixture(scope="module")
-def agent(cluster_bed: ClusterBed) -> Iterator[NodeAgent]:
-    with agent_on(cluster_bed) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def shown(agent: NodeAgent) -> Iterator[None]:
-    yield
-    print(agent.tail())
 
 
 def deployment(name: str, replicas: int, **annotations: str) -> dict[str, Any]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from agent_in_cluster import (
     Instance,
     NodeAgent,
-    agent_on,
     app_pod,
     eventually,
     instance,
@@ -18,18 +16,6 @@ from agent_in_cluster import (
     remove,
 )
 from cluster_bed import ClusterBed
-
-
-@pytest.fixture(scope="module")
-def agent(cluster_bed: ClusterBed) -> Iterator[NodeAgent]:
-    with agent_on(cluster_bed) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def shown(agent: NodeAgent) -> Iterator[None]:
-    yield
-    print(agent.tail())
 
 
 def test_an_idle_instance_sinks_to_disk_and_a_call_brings_it_back(cluster_bed: ClusterBed, agent: NodeAgent) -> None:

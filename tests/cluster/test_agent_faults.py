@@ -36,12 +36,6 @@ def agent(bed: ClusterBed) -> Iterator[NodeAgent]:
         yield made
 
 
-@pytest.fixture(autouse=True)
-def shown(agent: NodeAgent) -> Iterator[None]:
-    yield
-    print(agent.tail(12000))
-
-
 def keeper_of(bed: ClusterBed, name: str) -> int:
     """The host's pid of the keeper of that pod's container; its own record has the node's."""
     container = bed.get("pod", name)["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
 
 import pytest
 from agent_bed import ask
 from agent_in_cluster import (
     NodeAgent,
-    agent_on,
     eventually,
     evict,
     instance,
@@ -21,18 +19,6 @@ from agent_in_cluster import (
 from cluster_bed import ClusterBed
 
 GRACE = {"terminationGracePeriodSeconds": 60}
-
-
-@pytest.fixture(scope="module")
-def agent(cluster_bed: ClusterBed) -> Iterator[NodeAgent]:
-    with agent_on(cluster_bed) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def shown(agent: NodeAgent) -> Iterator[None]:
-    yield
-    print(agent.tail())
 
 
 @pytest.mark.parametrize("asleep", ["awake", "suspend", "park"])

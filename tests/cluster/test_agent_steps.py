@@ -38,12 +38,6 @@ def agent(cluster_bed: ClusterBed) -> Iterator[MortalAgent]:
         made.stop()
 
 
-@pytest.fixture(autouse=True)
-def shown(agent: MortalAgent) -> Iterator[None]:
-    yield
-    print(agent.tail())
-
-
 @pytest.mark.parametrize("moment", MOMENTS, ids="-".join)
 def test_in_the_midst_of_an_eviction(cluster_bed: ClusterBed, agent: MortalAgent, moment: tuple[str, str, str]) -> None:
     name = f"killed-{'-'.join(moment)}-0"

@@ -43,12 +43,6 @@ def one(cluster_bed: ClusterBed, agent: MortalAgent) -> Iterator[Instance]:
         yield made
 
 
-@pytest.fixture(autouse=True)
-def shown(agent: MortalAgent) -> Iterator[None]:
-    yield
-    print(agent.tail())
-
-
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: " ".join(moment).strip())
 def test_in_the_midst_of_a_copy(
     cluster_bed: ClusterBed, agent: MortalAgent, one: Instance, moment: tuple[str, str, str]

@@ -22,11 +22,9 @@ def bed(cluster_bed: ClusterBed, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture(autouse=True)
-def shown(bed: Bed) -> Iterator[None]:
+def forgotten(bed: Bed) -> Iterator[None]:
     yield
     bed.forget()
-    print(bed.agent.tail())
-    print(bed.log.read_text()[-6000:])
 
 
 def counted(answer: dict[str, Any], count: int) -> None:

@@ -16,7 +16,6 @@ from deploy_bed import (
     NAMESPACE,
     PREFIX,
     Agent,
-    Caller,
     RefusedError,
     await_rollout,
     changed_image,
@@ -28,6 +27,7 @@ from deploy_bed import (
     version,
     workload,
 )
+from product_caller import Caller
 
 ALWAYS = {"suspendAfter": "1h"}
 SOON = {"suspendAfter": "1s", "parkAfter": "1s"}
@@ -147,9 +147,9 @@ def test_an_upgrade_under_calls_loses_nothing(bed: ClusterBed, tmp_path: Path) -
             after = len(busy.answers), len(sleepy.answers)
             eventually(lambda: len(sleepy.answers) > after[1] + 1, 60, "the sleeper has slept and woken again")
         for caller in (busy, sleepy):
-            assert caller.failure is None
-            assert [answer.count for answer in caller.answers] == list(range(1, len(caller.answers) + 1))
-            assert len({answer.born for answer in caller.answers}) == 1
+            caller.check()
+            assert caller.refused == 0
+            assert caller.answers[0].count == 1
         assert len(busy.answers) > after[0]
         new = version(bed)
         assert new != old

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
 import pytest
 import yaml
-from cluster_bed import ClusterBed
-from product_bed import LIMIT, One, Product, Workload, eventually, open_product
+from product_bed import LIMIT, One, Product, Workload, eventually
 
 from kybernate.lab import examples
 
@@ -19,17 +17,10 @@ TOKEN = "a-token-of-the-test"
 
 
 @pytest.fixture(scope="module")
-def product(cluster_bed: ClusterBed) -> Iterator[Product]:
+def product(product: Product) -> Product:
     for image in (examples.model_server(), examples.notebook()):
-        cluster_bed.node.load_image(image)
-    with open_product(cluster_bed) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def shown(product: Product) -> Iterator[None]:
-    yield
-    print(product.tell())
+        product.bed.node.load_image(image)
+    return product
 
 
 def manifests(*files: str) -> list[dict[str, Any]]:

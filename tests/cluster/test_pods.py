@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from agent_in_cluster import evict
 from cluster_bed import ClusterBed
-from product_bed import LIMIT, PYTHON_IMAGE, One, Product, Workload, eventually, manifest, open_product
+from product_bed import LIMIT, PYTHON_IMAGE, One, Product, Workload, eventually, manifest
 
 from kybernate.lab.process import ProgramError
 
@@ -23,18 +23,6 @@ SERVES = ["/bin/sh", "-c", "trap exit TERM; /usr/bin/python3 -u -m http.server $
 COUNTS = "counts"
 FOLDERS = ("data", "fast", "work")
 """A claim, memory, disk: the application keeps a file open in each."""
-
-
-@pytest.fixture(scope="module")
-def product(cluster_bed: ClusterBed) -> Iterator[Product]:
-    with open_product(cluster_bed) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def shown(product: Product) -> Iterator[None]:
-    yield
-    print(product.tell())
 
 
 def claim(folder: Path) -> list[dict[str, Any]]:

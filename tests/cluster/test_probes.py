@@ -16,7 +16,6 @@ import pytest
 from agent_in_cluster import (
     Instance,
     NodeAgent,
-    agent_on,
     app_pod,
     eventually,
     make_instance,
@@ -35,18 +34,6 @@ KINDS = ("Liveness", "Readiness")
 KEYS = ("pod", "probe_type", "result")
 OFTEN = {"periodSeconds": 1, "timeoutSeconds": 5}
 PRE_STOP = {"preStop": {"exec": {"command": ["/bin/sh", "-c", "echo >> /stopping"]}}}
-
-
-@pytest.fixture(scope="module")
-def agent(cluster_bed: ClusterBed) -> Iterator[NodeAgent]:
-    with agent_on(cluster_bed) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def shown(agent: NodeAgent) -> Iterator[None]:
-    yield
-    print(agent.tail(20000))
 
 
 def probed_pod(way: str, **more: Any) -> dict[str, Any]:

@@ -19,17 +19,10 @@ from product_bed import (
     ask,
     eventually,
     manifest,
-    open_product,
     processes_of,
     service,
 )
 from product_remains import await_nothing_left, remains
-
-
-@pytest.fixture(scope="module")
-def product(cluster_bed: ClusterBed) -> Iterator[Product]:
-    with open_product(cluster_bed) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +41,6 @@ def chat(product: Product) -> Iterator[Workload]:
     with product.workload("chat", idle=SOON) as made:
         yield made
     product.bed.delete("service/chat")
-
-
-@pytest.fixture(autouse=True)
-def shown(product: Product) -> Iterator[None]:
-    yield
-    print(product.tell())
 
 
 def cluster_ip(bed: ClusterBed, name: str) -> str:

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from agent_bed import ask
-from cluster_bed import ClusterBed
-from product_bed import LIMIT, Product, Workload, await_collector, eventually, open_product, processes_of
+from product_bed import LIMIT, Product, Workload, await_collector, eventually, processes_of
 from product_remains import await_nothing_left, remains
 
 Before = dict[str, list[str]]
 
 
 @pytest.fixture(scope="module")
-def product(cluster_bed: ClusterBed) -> Iterator[Product]:
-    with open_product(cluster_bed) as made:
-        await_collector(cluster_bed)
-        yield made
+def product(product: Product) -> Product:
+    await_collector(product.bed)
+    return product
 
 
 @pytest.fixture(scope="module")
 def before(product: Product) -> Before:
     """What there is without any workload."""
     return remains(product.bed)
-
-
-@pytest.fixture(autouse=True)
-def shown(product: Product) -> Iterator[None]:
-    yield
-    print(product.tell())
 
 
 def ends(product: Product, workload: Workload) -> None:

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from cluster_bed import ClusterBed
-from product_bed import LIMIT, Product, Workload, eventually, open_product, processes_of
+from product_bed import LIMIT, Product, Workload, eventually, processes_of
 from product_caller import Caller
 from test_agent_faults import keeper_of
-
-
-@pytest.fixture(scope="module")
-def product(cluster_bed: ClusterBed) -> Iterator[Product]:
-    with open_product(cluster_bed) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def shown(product: Product) -> Iterator[None]:
-    yield
-    print(product.tell())
 
 
 def controller(product: Product, workload: Workload) -> None:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-from cluster_bed import ClusterBed
-from product_bed import Product, ask, eventually, open_product, processes_of
+from product_bed import Product, ask, eventually, processes_of
 from product_remains import await_nothing_left, remains
 
 PODS = 30
 LIMIT = 300
-
-
-@pytest.fixture(scope="module")
-def product(cluster_bed: ClusterBed) -> Iterator[Product]:
-    with open_product(cluster_bed) as made:
-        yield made
 
 
 def test_thirty_come_sleep_wake_and_go(product: Product) -> None:

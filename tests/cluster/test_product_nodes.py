@@ -38,12 +38,6 @@ def product(bed: ClusterBed) -> Iterator[Product]:
             second.stop()
 
 
-@pytest.fixture(autouse=True)
-def shown(product: Product) -> Iterator[None]:
-    yield
-    print(product.tell())
-
-
 @contextlib.contextmanager
 def on_the_first(product: Product, name: str) -> Iterator[tuple[Workload, One, One]]:
     """Two instances on the first node, the first parked and the second awake. Nothing but their states binds them."""

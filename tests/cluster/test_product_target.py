@@ -11,24 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from cluster_bed import ClusterBed
-from product_bed import LIMIT, One, Product, Workload, ask, eventually, open_product, service
+from product_bed import LIMIT, One, Product, Workload, ask, eventually, service
 
 NAME = "busy"
 SUSPEND_SECONDS = 12.0
 """Longer than it takes to say that all are calm: else they sleep before anybody is taken out."""
-
-
-@pytest.fixture(scope="module")
-def product(cluster_bed: ClusterBed) -> Iterator[Product]:
-    with open_product(cluster_bed) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def shown(product: Product) -> Iterator[None]:
-    yield
-    print(product.tell())
 
 
 @pytest.fixture
