@@ -24,6 +24,11 @@ sh -euc '
         sh -c "mount -t cgroup2 none /sys/fs/cgroup && exec \"\$@\"" sh "$@"
 ' sh "$name" "$groups" "$@" || status=$?
 for folder in $groups; do
-    rmdir "$folder/$name" || true # what the command left behind holds it
+    tries=50 # who was killed a moment ago holds it still
+    until rmdir "$folder/$name" 2>/dev/null; do
+        tries=$((tries - 1))
+        [ "$tries" -gt 0 ] || { echo "on_v2: held by what the command left behind: $folder/$name" >&2 && break; }
+        sleep 0.2
+    done
 done
 exit "$status"
