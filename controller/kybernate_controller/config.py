@@ -1,4 +1,4 @@
-"""What can be set: flags, and for each that takes a value an environment variable (`--workers` is KYBERNATE_WORKERS)."""
+"""Flags, and for those that take a value an environment variable as well (`--workers` is KYBERNATE_WORKERS)."""
 
 from __future__ import annotations
 
