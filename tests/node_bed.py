@@ -18,6 +18,7 @@ from kybernate_shim.install import install
 from kybernate.lab import Containerd, Image, python_image
 from kybernate.lab.clean import TESTS, remove_dead_tests
 
+LAUNCHER = "bin/kybernate-runc"
 PYTHON_IMAGE = "localhost/kybernate-test-python:1"
 """Python and busybox of this machine; the workload brings what runs."""
 
@@ -32,7 +33,7 @@ class NodeBed:
 
     @property
     def launcher(self) -> Path:
-        return self.prefix / "bin" / "kybernate-runc"
+        return self.prefix / LAUNCHER
 
     def load(self, image: Image) -> None:
         self.containerd.load(image)
@@ -43,14 +44,12 @@ def open_node_bed() -> Iterator[NodeBed]:
     """A bed with PYTHON_IMAGE in it; what killed sessions left is removed first."""
     remove_dead_tests()
     name = f"{TESTS}{os.getpid()}"
-    prefix, run = Path("/run", f"{name}.prefix"), Path("/run", f"{name}.run")
-    launcher = prefix / "bin" / "kybernate-runc"
-    containerd = Containerd(Path("/var/tmp", name), name, launcher=launcher)
+    root, run = Path("/var/tmp", name), Path("/run", f"{name}.run")  # below /run nothing may be executed, on Debian
+    bed = NodeBed(Containerd(root, name, launcher=root / "prefix" / LAUNCHER), root / "prefix", run)
     try:
-        install(prefix, run, Path(shutil.which("runc") or "/usr/sbin/runc"))
-        containerd.start(images=[python_image(PYTHON_IMAGE)])
-        yield NodeBed(containerd, prefix, run)
+        bed.containerd.start(images=[python_image(PYTHON_IMAGE)])
+        install(bed.prefix, run, Path(shutil.which("runc") or "/usr/sbin/runc"))
+        yield bed
     finally:
-        containerd.stop()
-        for folder in (prefix, run):
-            shutil.rmtree(folder, ignore_errors=True)
+        bed.containerd.stop()
+        shutil.rmtree(run, ignore_errors=True)

@@ -64,8 +64,8 @@ enter() {
             mount -t proc proc "$tree/proc"
             mount --rbind /sys "$tree/sys"
             mount --rbind /dev "$tree/dev"
-            mount -t tmpfs -o mode=755 tmpfs "$tree/run"
-            mount -t tmpfs -o mode=1777 tmpfs "$tree/tmp"
+            mount -t tmpfs -o mode=755,nosuid,nodev,noexec tmpfs "$tree/run" # as Debian mounts them
+            mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$tree/tmp"
             mkdir -p "$tree/run/lock" "$cache/apt/partial" "$cache/pip" "$tree/root/.cache/pip"
             mount --bind "$cache/apt" "$tree/var/cache/apt/archives"
             mount --bind "$cache/pip" "$tree/root/.cache/pip"
