@@ -34,9 +34,11 @@ def test_every_kind_is_deployed() -> None:
 def test_people_of_a_namespace_write_what_is_theirs_and_no_instance() -> None:
     roles = list(yaml.safe_load_all((BASE / "users.yaml").read_text()))
     writing = {"create", "update", "patch", "delete", "deletecollection"}
+    theirs = [role for role in roles if role["metadata"].get("labels")]
+    assert [role["metadata"]["name"] for role in roles if role not in theirs] == ["kybernate-operate"]
     written = {
         resource
-        for role in roles
+        for role in theirs
         for rule in role["rules"]
         for resource in rule["resources"]
         if writing & set(rule["verbs"])
