@@ -8,6 +8,7 @@ from kybernate.store.errors import (
     InstanceNameError,
     ManifestDamagedError,
     NoRoomError,
+    OutOfResourcesError,
     StoreFailedError,
     UnsafePathError,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "Manifest",
     "ManifestDamagedError",
     "NoRoomError",
+    "OutOfResourcesError",
     "Staging",
     "Store",
     "StoreFailedError",

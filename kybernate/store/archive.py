@@ -16,26 +16,22 @@ the kernel's documentation.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 import tarfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kybernate.errors import DeadlineError
-from kybernate.store.beneath import beneath, empty
+from kybernate.store.beneath import FOLDER, GONE, beneath, empty, listed
 from kybernate.store.errors import ArchiveFailedError, ArchiveUnsafeError
 
 _ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _STEP = 8 << 20
 _MOST_LINKED = 200_000  # they are remembered, and a tenant can make millions
-_GONE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)  # a folder that another container has removed or exchanged
 _XATTR, _HOLES, _LENGTH = "SCHILY.xattr.", "KYBERNATE.data", "KYBERNATE.length"
 # They name inodes of the lower folders, or are a security module's own to give.
 _OF_THE_DISK = {f"trusted.overlay.{name}" for name in ("origin", "impure", "nlink", "uuid", "upper")}
@@ -53,18 +49,21 @@ _KINDS = {
 # -- in
 
 
-def pack(folder: Path, archive: Path, until: float) -> int:
+def pack(folder: Path, archive: Path, until: float, *, shared: bool = False) -> int:
     """Write all that is in `folder` to the new file `archive` (mode 0600); returns its length.
 
-    Raises ArchiveFailedError (the disk, a foreign mount), DeadlineError; nothing is left then. Files that go while we
-    read are left out, one that gets shorter is filled with zeros: only where others than the container write.
+    Raises ArchiveFailedError (the disk, a foreign mount, something that goes while we read), DeadlineError; nothing is
+    left then. `shared`: others than the container write to it, so what goes is left out, what gets shorter is filled
+    with zeros. Whether a shared folder is being taken away for good (its content first) is for the caller to know.
     """
     try:
-        root = os.open(folder, _FOLDER)
+        root = os.open(folder, FOLDER)
         try:
             out = os.open(archive, _NEW, 0o600)
             try:
-                _Packing(root, out, until).run()
+                _Packing(root, out, until, shared).run()
+                if not os.path.samestat(os.lstat(folder), os.fstat(root)):
+                    raise OSError(errno.ESTALE, "it was exchanged while it was packed")
                 return os.fstat(out).st_size
             except BaseException:
                 os.unlink(archive)
@@ -82,6 +81,7 @@ class _Packing:
     root: int
     out: int
     until: float
+    shared: bool
     seen: dict[tuple[int, int], str] = field(default_factory=dict)  # files with several names, by inode
 
     def run(self) -> None:
@@ -89,9 +89,9 @@ class _Packing:
         while waiting:
             path = waiting.pop()
             try:
-                folder = beneath(self.root, path, _FOLDER)
+                folder = beneath(self.root, path, FOLDER)
             except OSError as error:
-                if path and error.errno in _GONE:
+                if self.shared and path and error.errno in GONE:
                     continue
                 raise
             try:
@@ -110,7 +110,9 @@ class _Packing:
         try:
             entry = os.open(name, _ENTRY, dir_fd=folder)
         except FileNotFoundError:
-            return False
+            if self.shared:
+                return False
+            raise
         try:
             return self._add(entry, path)
         finally:
@@ -156,6 +158,8 @@ class _Packing:
             self._header(info)
             for at, length in parts:
                 missing = length - _copy(self.out, fd, at, length, self.until)
+                if missing and not self.shared:
+                    raise OSError(errno.ESTALE, "got shorter while it was packed", info.name)
                 os.lseek(self.out, missing, os.SEEK_CUR)
             self._pad(info.size)
         finally:
@@ -201,11 +205,12 @@ def _data(fd: int, found: os.stat_result) -> list[tuple[int, int]]:
 def unpack(archive: Path, folder: Path, until: float, *, replace: bool = False) -> None:
     """Fill the empty folder with what the archive holds; `replace` empties it first.
 
-    For archives whose hash was found true only. Raises ArchiveUnsafeError (the folder is not empty, or an entry would
-    lie outside of it), ArchiveFailedError, DeadlineError; what was unpacked until then stays.
+    For archives whose hash was found true only. Raises ArchiveUnsafeError (the folder is not empty, an entry would lie
+    outside of it, something is mounted in it: nothing is removed then), ArchiveFailedError, DeadlineError; what was
+    unpacked until then stays.
     """
     try:
-        root = os.open(folder, _FOLDER)
+        root = os.open(folder, FOLDER)
         try:
             if replace:
                 empty(root)
@@ -216,6 +221,9 @@ def unpack(archive: Path, folder: Path, until: float, *, replace: bool = False) 
         finally:
             os.close(root)
     except (OSError, tarfile.TarError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EXDEV:
+            problem = f"something else is mounted in it, at {error.filename}"
+            raise ArchiveUnsafeError(path=str(folder), problem=problem) from error
         raise ArchiveFailedError(path=str(folder), problem=f"cannot be filled from {archive.name}: {error}") from error
 
 
@@ -236,7 +244,7 @@ class _Unpacking:
                 self._make(info)
             self._close()
             for path, changed_ns in reversed(self.times):
-                fd = beneath(self.root, path, _FOLDER)
+                fd = beneath(self.root, path, FOLDER)
                 os.utime(fd, ns=(changed_ns, changed_ns))
                 os.close(fd)
         finally:
@@ -244,25 +252,31 @@ class _Unpacking:
 
     def _make(self, info: tarfile.TarInfo) -> None:
         if info.name == ".":
-            self._finish(beneath(self.root, "", _FOLDER), info, stat.S_IFDIR)
+            self._finish(beneath(self.root, "", FOLDER), info)
             return
         parent, name = self._place(info.name)
         if info.islnk():
             self._link(info, parent, name)
-            return
-        if info.isreg():
-            kind = stat.S_IFREG
-            self._regular(info, os.open(name, _NEW, 0o600, dir_fd=parent))
-        elif info.isdir():
-            kind = stat.S_IFDIR
+        else:
+            self._finish((self._regular if info.isreg() else self._other)(info, parent, name), info)
+
+    def _other(self, info: tarfile.TarInfo, parent: int, name: str) -> int:
+        """A folder, link, FIFO or device. It can be opened only by its name, and may be another by then; but one that
+        belongs to us (root) no tenant can have made."""
+        kind = next(k for k, value in _KINDS.items() if value == info.type)
+        device = os.makedev(info.devmajor, info.devminor) if info.ischr() or info.isblk() else 0
+        if info.isdir():
             os.mkdir(name, 0o700, dir_fd=parent)
         elif info.issym():
-            kind = stat.S_IFLNK
             os.symlink(info.linkname, name, dir_fd=parent)
         else:
-            kind = next(k for k, value in _KINDS.items() if value == info.type)
-            os.mknod(name, kind | 0o600, os.makedev(info.devmajor, info.devminor), dir_fd=parent)
-        self._finish(os.open(name, _ENTRY, dir_fd=parent), info, kind)
+            os.mknod(name, kind | 0o600, device, dir_fd=parent)
+        entry = os.open(name, _ENTRY, dir_fd=parent)
+        found = os.fstat(entry)
+        if (stat.S_IFMT(found.st_mode), found.st_uid, found.st_rdev) != (kind, os.geteuid(), device):
+            os.close(entry)
+            raise ArchiveUnsafeError(path=info.name, problem="was exchanged while it was unpacked")
+        return entry
 
     def _place(self, path: str) -> tuple[int, str]:
         """The descriptor of the folder that an entry goes to, and the entry's name there."""
@@ -287,7 +301,9 @@ class _Unpacking:
         finally:
             os.close(at)
 
-    def _regular(self, info: tarfile.TarInfo, fd: int) -> None:
+    def _regular(self, info: tarfile.TarInfo, parent: int, name: str) -> int:
+        """Never opened again by its name: what it is dressed as (setuid) must not go to a tenant's own program."""
+        fd = os.open(name, _NEW, 0o600, dir_fd=parent)
         try:
             size = int(info.pax_headers.get(_LENGTH, info.size))
             holes = info.pax_headers.get(_HOLES)
@@ -299,25 +315,25 @@ class _Unpacking:
                     raise OSError(errno.EIO, "the archive ends early", info.name)
                 at += length
             os.ftruncate(fd, size)
-        finally:
+            return fd
+        except BaseException:
             os.close(fd)
+            raise
 
-    def _finish(self, entry: int, info: tarfile.TarInfo, kind: int) -> None:
+    def _finish(self, entry: int, info: tarfile.TarInfo) -> None:
         """Owner first: changing it takes mode bits and file capabilities away."""
         try:
-            if stat.S_IFMT(os.fstat(entry).st_mode) != kind:
-                raise ArchiveUnsafeError(path=info.name, problem="was exchanged while it was unpacked")
             place = f"/proc/self/fd/{entry}"
             os.chown(place, info.uid, info.gid)
             for key, value in info.pax_headers.items():
                 if key.startswith(_XATTR):
                     name = key.removeprefix(_XATTR).replace("%3D", "=").replace("%25", "%")
                     os.setxattr(place, name, value.encode("utf-8", "surrogateescape"))
-            if kind != stat.S_IFLNK:
+            if not info.issym():
                 os.chmod(place, info.mode)
             seconds, _, fraction = info.pax_headers.get("mtime", str(info.mtime)).partition(".")
             changed_ns = int(seconds) * 10**9 + int(fraction.ljust(9, "0")[:9] or 0)
-            if kind == stat.S_IFDIR:
+            if info.isdir():
                 self.times.append(("" if info.name == "." else info.name, changed_ns))
             else:
                 os.utime(place, ns=(changed_ns, changed_ns))
@@ -360,32 +376,17 @@ def packed_bytes(folder: Path, until: float) -> int:
     """About how long the archive of `folder` will be, for the store's room. Raises as `pack`."""
     total, waiting = 0, [""]
     try:
-        root = os.open(folder, _FOLDER)
+        root = os.open(folder, FOLDER)
         try:
             while waiting:
                 path = waiting.pop()
-                for name, found in _listed(root, path):
+                for inner, found in listed(root, path):
                     _in_time(until, path)
                     total += 3 * tarfile.BLOCKSIZE + min(found.st_size, found.st_blocks * 512)
                     if stat.S_ISDIR(found.st_mode):
-                        waiting.append(f"{path}/{name}".lstrip("/"))
+                        waiting.append(inner)
         finally:
             os.close(root)
     except OSError as error:
         raise ArchiveFailedError(path=str(folder), problem=f"cannot be measured: {error}") from error
     return total
-
-
-def _listed(root: int, path: str) -> Iterator[tuple[str, os.stat_result]]:
-    try:
-        folder = beneath(root, path, _FOLDER)
-    except OSError as error:
-        if path and error.errno in _GONE:
-            return
-        raise
-    try:
-        for name in os.listdir(folder):
-            with contextlib.suppress(FileNotFoundError):
-                yield name, os.lstat(name, dir_fd=folder)
-    finally:
-        os.close(folder)

@@ -8,22 +8,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from kybernate.store import hashing
-from kybernate.store.errors import ImageDamagedError, StoreFailedError, UnsafePathError
+from kybernate.store.errors import ImageDamagedError, OutOfResourcesError, StoreFailedError, UnsafePathError
 from kybernate.store.paths import open_file
 from kybernate.store.types import ImageFile, Manifest
 
+T = TypeVar("T")
+
 # These say nothing of the file: the next try may find it whole.
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 _READ = (
     ".img",
     ".tar",
     ".json",
 )  # what a restore reads; CRIU's notes of the dump, as stats-dump, come after the commit
 _FSYNCS = 8  # at once: they share the journal's commits
+_OPEN = 128  # at once, the largest first: CRIU writes a file for each thread, and others need descriptors too
 
 
 def record(images: int) -> tuple[ImageFile, ...]:
@@ -32,24 +37,37 @@ def record(images: int) -> tuple[ImageFile, ...]:
     The disk writes while the cores hash: both wait for the same bytes, neither for the other.
     Raises OSError, UnsafePathError, StoreFailedError for a file that somebody still writes to.
     """
-    names = sorted(os.listdir(images))
-    with contextlib.ExitStack() as opened:
-        files = []
-        for name in names:
-            fd, size = open_file(name, images)
-            opened.callback(os.close, fd)
-            files.append((fd, size))
-        disk = opened.enter_context(ThreadPoolExecutor(_FSYNCS))
-        cores = opened.enter_context(ThreadPoolExecutor(hashing.threads()))
-        largest_first = sorted(files, key=lambda file: -file[1])
-        syncing = [disk.submit(os.fsync, fd) for fd, _ in largest_first]
-        hashes = hashing.digests(files, [hashing.XXH3, hashing.BLAKE3], cores)
-        for sync in syncing:
-            sync.result()
-        for name, (fd, size) in zip(names, files, strict=True):
-            if os.fstat(fd).st_size != size:
-                raise StoreFailedError(path=name, problem="grew during the commit: somebody still writes to it")
-        return tuple(ImageFile(n, size, *both) for n, (_, size), both in zip(names, files, hashes, strict=True))
+    sizes = {name: _stat(name, images).st_size for name in sorted(os.listdir(images))}
+    found = {}
+    for names in _batches(sorted(sizes, key=lambda name: -sizes[name])):
+        with contextlib.ExitStack() as opened:
+            files = [_opened(name, images, opened) for name in names]
+            disk = opened.enter_context(ThreadPoolExecutor(_FSYNCS))
+            cores = opened.enter_context(ThreadPoolExecutor(hashing.threads()))
+            syncing = [disk.submit(os.fsync, fd) for fd, _ in files]
+            hashes = hashing.digests(files, [hashing.XXH3, hashing.BLAKE3], cores)
+            for sync in syncing:
+                sync.result()
+            for name, (_, size), both in zip(names, files, hashes, strict=True):
+                found[name] = ImageFile(name, size, *both)
+    for name, file in found.items():
+        if _stat(name, images).st_size != file.size:
+            raise StoreFailedError(path=name, problem="grew during the commit: somebody still writes to it")
+    return tuple(found[name] for name in sizes)
+
+
+def _batches(every: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (every[at : at + _OPEN] for at in range(0, len(every), _OPEN))
+
+
+def _opened(name: str, images: int, opened: contextlib.ExitStack) -> tuple[int, int]:
+    fd, size = open_file(name, images)
+    opened.callback(os.close, fd)
+    return fd, size
+
+
+def _stat(name: str, images: int) -> os.stat_result:
+    return os.stat(name, dir_fd=images, follow_symlinks=False)
 
 
 def verify(images: int, manifest: Manifest, thorough: bool, damage: Callable[[str, str], ImageDamagedError]) -> None:
@@ -61,20 +79,32 @@ def verify(images: int, manifest: Manifest, thorough: bool, damage: Callable[[st
     for name in os.listdir(images):
         if name.endswith(_READ) and name not in listed:
             raise damage(name, "is not in the manifest")
+    for file in manifest.files:
+        try:
+            found = _stat(file.name, images)
+        except FileNotFoundError:
+            raise damage(file.name, "is missing") from None
+        if stat.S_ISREG(found.st_mode) and found.st_size != file.size:  # what is none is told when it is opened
+            raise damage(file.name, f"has {found.st_size} bytes, {file.size} were written")
+    for batch in _batches(manifest.files):
+        _compare(images, batch, thorough, damage)
+
+
+def _compare(
+    images: int,
+    batch: Sequence[ImageFile],
+    thorough: bool,
+    damage: Callable[[str, str], ImageDamagedError],
+) -> None:
     with contextlib.ExitStack() as opened:
         files = []
-        for file in manifest.files:
+        for file in batch:
             try:
-                fd, size = open_file(file.name, images)
-            except FileNotFoundError:
-                raise damage(file.name, "is missing") from None
-            except OSError as error:
-                if error.errno in _PASSING:
-                    raise StoreFailedError(path=file.name, problem=f"cannot be opened now: {error.strerror}") from error
+                fd, size = _opened(file.name, images, opened)
+            except (OSError, UnsafePathError) as error:
+                if isinstance(error, OSError) and error.errno in PASSING:
+                    raise OutOfResourcesError(path=file.name, problem=error.strerror) from error
                 raise damage(file.name, f"cannot be opened: {error}") from error
-            except UnsafePathError as error:
-                raise damage(file.name, f"cannot be opened: {error}") from error
-            opened.callback(os.close, fd)
             if size != file.size:
                 raise damage(file.name, f"has {size} bytes, {file.size} were written")
             files.append((fd, size))
@@ -82,7 +112,9 @@ def verify(images: int, manifest: Manifest, thorough: bool, damage: Callable[[st
         try:
             hashes = hashing.digests(files, [hashing.BLAKE3 if thorough else hashing.XXH3], cores)
         except OSError as error:
+            if error.errno in PASSING:
+                raise OutOfResourcesError(path="the images", problem=error.strerror) from error
             raise damage("", f"cannot be read: {error}") from error
-        for file, (digest,) in zip(manifest.files, hashes, strict=True):
+        for file, (digest,) in zip(batch, hashes, strict=True):
             if digest != (file.blake3 if thorough else file.xxh3):
                 raise damage(file.name, "its content has changed since it was written (hashes differ)")

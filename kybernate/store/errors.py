@@ -28,6 +28,11 @@ class StoreFailedError(ExternalError):
     """{path}: {problem}. Nothing was committed; look at the disk and the kernel's log."""
 
 
+class OutOfResourcesError(ExternalError):
+    """{path}: {problem}. Nothing was changed, and nothing is wrong with the checkpoint. Where too many files are open,
+    raise the limit of the agent (LimitNOFILE) or of the machine (fs.file-max)."""
+
+
 class ManifestDamagedError(StateLostError):
     """{path}: {problem}. This checkpoint is not used; an older one may be."""
 

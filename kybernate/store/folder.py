@@ -20,12 +20,13 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from kybernate.store.contents import record, verify
+from kybernate.store.contents import PASSING, record, verify
 from kybernate.store.errors import (
     EpochTakenError,
     ImageDamagedError,
     ManifestDamagedError,
     NoRoomError,
+    OutOfResourcesError,
     StoreFailedError,
     UnsafePathError,
 )
@@ -120,6 +121,7 @@ class FolderStore:
             with folder(self._root, _INSTANCES, manifest.instance, str(manifest.epoch), IMAGES) as images:
                 verify(images, manifest, thorough, damage)
         except (OSError, UnsafePathError) as error:
+            _refuse_passing(path, error)
             raise damage("", f"cannot be opened: {error}") from error
 
     # -- a checkpoint's way out
@@ -190,6 +192,7 @@ class FolderStore:
             with folder(self._root, _INSTANCES, instance, str(epoch)) as at:
                 text = read_file(MANIFEST, at)
         except (OSError, UnsafePathError) as error:
+            _refuse_passing(path, error)
             raise ManifestDamagedError(path=path, problem=f"cannot be read: {error}") from error
         return unseal(text, path, instance, epoch, self._key)
 
@@ -249,6 +252,13 @@ class FolderStore:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise self._no_room(instance, needed_bytes, 0) from error
+            _refuse_passing(error.filename or self._root, error)
             raise StoreFailedError(
                 path=str(error.filename or self._root), problem=error.strerror or str(error)
             ) from error
+
+
+def _refuse_passing(path: str | Path, error: Exception) -> None:
+    """What says nothing of the file that it happened to must not pass for damage. Raises OutOfResourcesError."""
+    if isinstance(error, OSError) and error.errno in PASSING:
+        raise OutOfResourcesError(path=str(path), problem=error.strerror or str(error)) from error

@@ -34,7 +34,8 @@ class Store(Protocol):
         What is there now is what is listed: files that appear later do not count (CRIU writes `stats-dump` after
         post-dump). The files keep their inodes, so that CRIU may have them open. Idempotent: the same epoch again, with
         the staging gone, returns the manifest. After an error the staging is as before: retry, or `discard`. Raises
-        NoRoomError, StoreFailedError, UnsafePathError (a link or a folder among the images), EpochTakenError.
+        NoRoomError, StoreFailedError, OutOfResourcesError, UnsafePathError (a link or a folder among the images),
+        EpochTakenError.
         """
         ...
 
@@ -58,7 +59,7 @@ class Store(Protocol):
         other `*.img`, `*.tar` or `*.json` is there. Before every restore: nothing unverified reaches CRIU or is
         unpacked. Changes nothing; safe to retry.
 
-        Raises ImageDamagedError. Takes 70-80 ms a GiB in page cache on two cores.
+        Raises ImageDamagedError, OutOfResourcesError. Takes 70-80 ms a GiB in page cache on two cores.
         """
         ...
 

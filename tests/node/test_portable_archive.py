@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from archive_tree import dated, facts, plain_tree
 
-from kybernate.store import ArchiveFailedError
+from kybernate.store import ArchiveFailedError, ArchiveUnsafeError
 from kybernate.store.archive import pack, unpack
 
 # VFS_CAP_REVISION_2, effective; CAP_NET_BIND_SERVICE (linux/capability.h)
@@ -96,3 +96,48 @@ def test_a_disk_that_fills_up_leaves_no_archive(tree: Path, tmp_path: Path) -> N
         assert list(small.iterdir()) == []
     finally:
         subprocess.run(["umount", small], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("of", ["a file system", "a folder", "a file"])
+def test_what_somebody_has_mounted_in_it_is_not_emptied(of: str, tree: Path, tmp_path: Path) -> None:
+    pack(tree, tmp_path / "a.tar", soon())
+    new, bucket = tmp_path / "new", tmp_path / "bucket"
+    (new / "deep" / "bucket").mkdir(parents=True)
+    (new / "deep" / "file").write_text("hidden")
+    bucket.mkdir()
+    (bucket / "precious").write_text("precious")
+    place = new / "deep" / ("file" if of == "a file" else "bucket")
+    source = {"a folder": str(bucket), "a file": str(bucket / "precious")}
+    mount = ["--bind", source[of]] if of in source else ["-t", "tmpfs", "tmpfs"]
+    subprocess.run(["mount", *mount, place], check=True, timeout=30)
+    try:
+        with pytest.raises(ArchiveUnsafeError, match=f"something else is mounted in it, at deep/{place.name}"):
+            unpack(tmp_path / "a.tar", new, soon(), replace=True)
+        assert (bucket / "precious").read_text() == "precious"
+        assert sorted(path.name for path in new.rglob("*"))[-3:] == (
+            ["deep", "file", "precious"] if of == "a folder" else ["bucket", "deep", "file"]
+        )
+    finally:
+        subprocess.run(["umount", place], check=True, timeout=30)
+    unpack(tmp_path / "a.tar", new, soon(), replace=True)
+    assert facts(new) == facts(tree)
+
+
+def test_a_tenants_folder_is_not_dressed_as_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exchanged between its making and its opening."""
+    (tmp_path / "upper" / "folder").mkdir(parents=True)
+    pack(tmp_path / "upper", tmp_path / "a.tar", soon())
+    new = tmp_path / "new"
+    new.mkdir()
+    make = os.mkdir
+
+    def exchanged(name: str, mode: int, *, dir_fd: int) -> None:
+        make(name, mode, dir_fd=dir_fd)
+        (new / name).rename(new / "aside")
+        make(new / name, 0o700)
+        os.chown(new / name, 1000, 1000)
+
+    monkeypatch.setattr(os, "mkdir", exchanged)
+    with pytest.raises(ArchiveUnsafeError, match="folder: was exchanged"):
+        unpack(tmp_path / "a.tar", new, soon())
+    assert (new / "folder").stat().st_uid == 1000

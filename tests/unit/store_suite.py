@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from pathlib import Path
@@ -99,6 +100,20 @@ class StoreSuite:
         os.close(images)
         assert (store.images(manifest) / "stats-dump").read_bytes() == b"late"
         store.check(manifest)
+
+    def test_there_may_be_more_files_than_can_be_open(self, store: Store) -> None:
+        """CRIU writes one for each thread."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        files = {f"core-{number}.img": f"{number}".encode() * (number % 7) for number in range(600)}
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+        try:
+            manifest = committed(store, files=files)
+            store.check(manifest)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert [(file.name, file.size) for file in manifest.files] == sorted((n, len(c)) for n, c in files.items())
+        flip(store.images(manifest) / "core-599.img", 0)
+        assert "core-599.img: its content has changed" in refused_within_a_second(store, manifest)
 
     def test_an_epoch_is_written_once(self, store: Store) -> None:
         committed(store, files={"core-1.img": b"x"})

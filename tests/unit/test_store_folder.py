@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,15 @@ from pathlib import Path
 import pytest
 from store_suite import MADE, MIB, StoreSuite, committed, write
 
-from kybernate.store import FolderStore, ImageDamagedError, NoRoomError, StoreFailedError, UnsafePathError, load_key
+from kybernate.store import (
+    FolderStore,
+    ImageDamagedError,
+    NoRoomError,
+    OutOfResourcesError,
+    StoreFailedError,
+    UnsafePathError,
+    load_key,
+)
 
 KEY = bytes(range(32))
 
@@ -122,6 +131,31 @@ def test_a_disk_that_fails_is_an_error_with_the_cause(store: FolderStore, monkey
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(StoreFailedError, match="Input/output error"):
         store.commit(staging, MADE)
+
+
+@pytest.mark.parametrize("name", ["core-1.img", "manifest.json", "images"])
+def test_too_many_open_files_are_no_damage(store: FolderStore, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = committed(store, files={"core-1.img": b"x"})
+    opened = os.open
+
+    def too_many(path: str, *arguments: int, **named: int) -> int:
+        if path == name:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, *arguments, **named)
+
+    def look() -> None:
+        (found,) = store.manifests("chat-0")
+        store.check(found)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", too_many)
+        with pytest.raises(OutOfResourcesError, match=r"fs\.file-max"):
+            look()
+        if name == "core-1.img":
+            with pytest.raises(OutOfResourcesError, match=r"fs\.file-max"):
+                committed(store, epoch=2, files={"core-1.img": b"x"})
+    look()
+    assert store.manifests() == [manifest]
 
 
 STEPS = ("mkdir", "open", "fsync", "rename", "rmdir", "unlink", "listdir")
