@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -133,6 +134,12 @@ def _keep_criu_quick() -> None:
         log.warning("%s", error)
 
 
+def _open_many_files() -> None:
+    """The usual soft limit of 1024 is for programs that use select(2); a node has more keepers, queues and images."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="kybernate agent", description="The agent of this machine.")
     parser.add_argument("--config", type=Path, help="YAML file; without it the defaults")
@@ -143,6 +150,7 @@ def main() -> int:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    _open_many_files()
     try:
         asyncio.run(serve(load_config(options.config)))
     except KybernateError as error:

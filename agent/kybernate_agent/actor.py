@@ -11,12 +11,11 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from kybernate.errors import KybernateError, RefusedError, StateLostError
-from kybernate_agent import life, network, processes, sleep, verbs
+from kybernate_agent import clock, life, network, processes, sleep, verbs
 from kybernate_agent.checkpoint import Copy
 from kybernate_agent.decide import Decision, decide
 from kybernate_agent.instance import Condition, Leaving, Phase, Pod, Policy, Record, Verb, Wanted
@@ -45,6 +44,7 @@ class Actor:
         self.wanted = wanted
         self.decision = Decision()
         self.busy: Verb | None = None
+        self.may: tuple[Verb, ...] = tuple(Verb)  # what it may do now
         self.wake_wanted = ""  # the reason
         self.expects = ""  # what the next `create` of its container is for: start, restore, or nothing
         self.rescued = asyncio.Event()
@@ -117,7 +117,7 @@ class Actor:
         """Raises KeeperGoneError."""
         record = self.record
         self._keeper = Keeper(self.services.config.run, record.pod.container)
-        self._started_at = time.time()
+        self._started_at = clock.now()
         await self.watch_keeper()
         self.rescued.clear()
         if (state := self.last_keeper) is not None:
@@ -174,7 +174,7 @@ class Actor:
             self.last_keeper = state
         if self.offer and self._keeper and self.offer.container == self._keeper.container:
             self.offer = None
-        if (told := life.end_of(self.last_keeper, time.time() - self._started_at)) is not None:
+        if (told := life.end_of(self.last_keeper, clock.now() - self._started_at)) is not None:
             self._told_end(told)
         self._watch = None
         self._keeper = None
@@ -182,12 +182,12 @@ class Actor:
 
     def _told_end(self, told: str) -> None:
         """A container that keeps ending is started again after 10 s, 20 s, ... 5 min, as the kubelet does it."""
-        now = time.time()
+        now = clock.now()
         self.record.event("Warning", "ContainerEnded", told, now)
         self._crashes = 0 if now - self._started_at > CRASH_FORGOTTEN_SECONDS else self._crashes + 1
         if self._crashes > 1 and not self.services.starter.kubelet:
             for verb in (Verb.START, Verb.RESCUE):
-                self.back_off(verb, min(300.0, 10.0 * 2 ** (self._crashes - 2)))
+                self.back_off(verb, min(300.0, 10.0 * 2 ** min(self._crashes - 2, 10)))
 
     async def own_ports(self, pids: Sequence[int]) -> list[int]:
         """Local ports of the processes' own TCP sockets: what listens, declared or not, and what is connected."""
@@ -232,7 +232,7 @@ class Actor:
         self.not_before.pop(verb, None)
 
     def back_off(self, verb: Verb, seconds: float) -> None:
-        self.not_before[verb] = time.time() + seconds
+        self.not_before[verb] = clock.now() + seconds
 
     # --- what comes from outside ---
 
@@ -248,7 +248,7 @@ class Actor:
     async def until_awake(self, reason: str, seconds: float) -> None:
         """Wake the instance and return when its processes run. Raises DeadlineError, StateLostError."""
         if self.record.phase == Phase.RUNNING and self.busy in (None, Verb.PROVE, Verb.RESET):
-            self.record.last_activity = time.time()
+            self.record.last_activity = clock.now()
             return
         self._refuse_deleted()
         self._refuse_down()
@@ -269,6 +269,9 @@ class Actor:
             raise RefusedError(f"{self.record.id}: cannot {verb.value} while it is {self.record.phase.value}")
         if verb == Verb.RESUME:
             self._refuse_down()
+        elif self.policy.up:
+            why = "idle.minAwake or wake.targetInFlight" if self.policy.keep_awake else "spec.state: Running"
+            raise RefusedError(f"{self.record.id}: kept awake by {why}, it would be woken at once")
         done = self.orders.give(verb)
         self.not_before.pop(verb, None)
         self.poke()
@@ -312,7 +315,7 @@ class Actor:
     def reconfigure(self, wanted: Wanted, text: str = "") -> None:
         """Another policy: nothing has to begin anew."""
         if wanted.policy.down and not self.policy.down:
-            self.down_since = time.time()
+            self.down_since = clock.now()
         self.wanted = wanted
         self.record.text = text
         if self.record.member:
@@ -347,10 +350,10 @@ class Actor:
         try:
             while self.record.phase != Phase.ENDED:
                 self._poked.clear()
-                now = time.time()
+                now = clock.now()
                 await network.see_to(self)
                 self.decision = decide(look(self, now), now)
-                if self.decision.verb is None:
+                if self.decision.verb not in self.may:
                     await self._wait(self.decision.ask_at)
                     continue
                 called = self.wake_wanted if self.decision.verb == Verb.RESUME else ""
@@ -364,7 +367,7 @@ class Actor:
             raise
 
     async def _wait(self, until: float | None) -> None:
-        seconds = None if until is None else max(0.0, until - time.time())
+        seconds = None if until is None else max(0.0, until - clock.now())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._poked.wait()

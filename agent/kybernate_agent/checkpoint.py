@@ -23,7 +23,7 @@ from kybernate import criu
 from kybernate.criu import skeleton
 from kybernate.errors import KybernateError, RefusedError
 from kybernate.store import Manifest, Staging
-from kybernate_agent import portable, probed, processes, sleep, wake
+from kybernate_agent import clock, portable, probed, processes, sleep, wake
 from kybernate_agent.instance import Phase
 from kybernate_agent.sleep import DumpFailedError, Parking, refuse_unsuitable
 from kybernate_agent.stage import Stage
@@ -97,13 +97,14 @@ async def _of_parked(actor: Actor, stage: Stage, copy: Copy) -> Staging:
     images = store.images(manifest)
     saved = portable.load(images)
     whole = saved is not None and saved.whole
-    copy.facts = facts = await portable.facts_of(Path((await actor.keeper.state()).bundle))
+    state = await actor.keeper.state()
+    copy.facts = facts = await portable.facts_of(Path(state.bundle))
     needed = 0 if whole else await portable.needed_bytes(facts, True)
     staging = await asyncio.to_thread(store.stage, copy.name, EPOCH, needed)
     try:
         await asyncio.to_thread(link, manifest, images, staging.images, portable_too=whole)
         if not whole:
-            await portable.save(staging.images, facts, whole=True)
+            await sleep.save(actor, staging.images, facts, state, whole=True)
     except BaseException:
         await asyncio.shield(asyncio.to_thread(store.discard, staging))
         raise
@@ -191,7 +192,7 @@ class StandingStill:
     async def _stay(self) -> None:
         record = self.actor.record
         await self.actor.traffic.watch(record.pod.held_ports)
-        record.enter(Phase.SUSPENDED, time.time())
+        record.enter(Phase.SUSPENDED, clock.now())
         self.copy.frozen_seconds = time.monotonic() - self.frozen_at
 
     async def _back(self) -> None:
@@ -220,6 +221,6 @@ class Copying(Parking):
             raise ChangedMeanwhileError(instance=name)
         await asyncio.to_thread(skeleton.save, self.staging.images, self.skeletons)
         await asyncio.to_thread(criu.drop_empty_tmpfs, self.staging.images)
-        await portable.save(self.staging.images, self.facts, whole=True)
+        await sleep.save(self.actor, self.staging.images, self.facts, self.state, whole=True)
         self.saved = True
         raise CopiedError(instance=name)

@@ -1,9 +1,9 @@
 """What to do next with one instance: a pure function of what is known and the time.
 
 The order of the questions is the priority: an end beats everything, a dead keeper beats sleeping and waking, as does a
-network in which nobody hears the calls; a call that waits beats a person's order to sleep, an order beats the idle
-policy. A decision without a verb says when to ask
-again; whatever happens in between (a packet, an order, a process that ends) asks again at once.
+network in which nobody hears the calls (what was restored is proven all the same); a call that waits beats a person's
+order to sleep, an order beats the idle policy. A decision without a verb says when to ask again; whatever happens in
+between (a packet, an order, a process that ends) asks again at once.
 
 Where the kubelet starts containers nothing is decided about a start: one that came is adopted, and until one comes the
 instance waits. How it goes when its pod is evicted is `_leaving`.
@@ -47,8 +47,11 @@ def decide(view: View, now: float) -> Decision:
         return _gone(view, now) if view.kubelet else _without_keeper(view, now)
     if view.leaving:
         return _leaving(view, view.leaving, now)
+    prove_at = _prove_at(view)
+    if prove_at is not None and now >= prove_at:
+        return Decision(Verb.PROVE, "it has lived since its restore")
     if view.deaf_until is not None:
-        return Decision(ask_at=view.deaf_until)
+        return _ask_by(Decision(ask_at=prove_at), view.deaf_until)
     if (overdue := _overdue(view, now)) is not None:
         return overdue
     if view.copy_wanted and not view.wake_wanted and not view.ending:
@@ -167,10 +170,15 @@ def _ask_by(decision: Decision, at: float | None) -> Decision:
     return Decision(None, decision.reason, decision.next_verb, decision.next_at, ask)
 
 
+def _prove_at(view: View) -> float | None:
+    """When what it came from may go; None: it came from nothing, or it sleeps."""
+    if view.phase != Phase.RUNNING or not view.unproven:
+        return None
+    return max(view.prove_at, view.not_before.get(Verb.PROVE, 0.0))
+
+
 def _awake(view: View, now: float) -> Decision:
-    prove_at = max(view.prove_at, view.not_before.get(Verb.PROVE, 0.0)) if view.unproven else None
-    if prove_at is not None and now >= prove_at:
-        return Decision(Verb.PROVE, "it has lived since its restore")
+    prove_at = _prove_at(view)
     if view.ending:  # frozen it could not do what it has to do at its end
         return Decision(ask_at=prove_at)
     in_flight = _in_flight(view, now)

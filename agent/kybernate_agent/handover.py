@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from kybernate.errors import DeadlineError, KybernateError, RefusedError
-from kybernate_agent import orphan
+from kybernate_agent import clock, orphan
 from kybernate_agent.instance import Phase, Pod, Verb
 from kybernate_agent.keepers import Keeper, KeeperGoneError, KeeperState, ended
 from kybernate_agent.sleep import retire
@@ -59,9 +58,10 @@ async def adopt(actor: Actor, stage: Stage) -> None:
     except KeeperGoneError:
         actor.offer = None  # it has ended already; another one comes
         raise
-    actor.offer = None
+    await _take_as_it_is(actor)  # where it fails the container is still offered, and is taken over again
+    if actor.offer is offer:
+        actor.offer = None
     record.clear_condition("Degraded")
-    await _take_as_it_is(actor)
 
 
 async def _take_as_it_is(actor: Actor) -> None:
@@ -79,7 +79,7 @@ async def _take_as_it_is(actor: Actor) -> None:
         await actor.traffic.release()
         begins = record.phase in (Phase.PENDING, Phase.BACKOFF)
         record.unproven, record.wakes = 0 if begins else record.unproven, ""
-        record.enter(Phase.RUNNING, time.time())
+        record.enter(Phase.RUNNING, clock.now())
         record.last_activity = record.since
         record.clear_condition("StateLost")
         if begins:
@@ -103,13 +103,13 @@ async def discard(actor: Actor, stage: Stage) -> None:
     actor.orders.answer(RefusedError(f"{record.id}: its container ended"))
     await actor.close_traffic()
     if record.given_up:
-        record.event("Warning", "StateGivenUp", record.given_up, time.time())
+        record.event("Warning", "StateGivenUp", record.given_up, clock.now())
     elif was == Phase.SUSPENDED:
-        record.event("Warning", "StateLost", "it ended while it was suspended; it begins anew", time.time())
+        record.event("Warning", "StateLost", "it ended while it was suspended; it begins anew", clock.now())
     record.leaving, record.given_up, record.unproven, record.wakes = None, "", 0, ""
     record.stored_bytes = 0
     record.clear_condition("NotParkable")
-    record.enter(Phase.PENDING, time.time())
+    record.enter(Phase.PENDING, clock.now())
     await retire(actor)
 
 
@@ -117,7 +117,7 @@ def failed(actor: Actor, verb: Verb, error: KybernateError) -> None:
     """On the way out: whether it is tried once more."""
     leaving = actor.record.leaving
     if leaving is not None and verb in (Verb.SUSPEND, Verb.PARK, Verb.RESUME):
-        again = verb == Verb.PARK and bool(error.fields.get("transient")) and time.time() < leaving.until
+        again = verb == Verb.PARK and bool(error.fields.get("transient")) and clock.now() < leaving.until
         actor.record.leaving = msgspec.structs.replace(leaving, again=again, failed=not again)
 
 
@@ -132,9 +132,9 @@ async def leave(actor: Actor, stage: Stage) -> None:
         if record.phase == Phase.SUSPENDED:
             with contextlib.suppress(KybernateError):
                 await actor.keeper.thaw()
-            record.enter(Phase.RUNNING, time.time())
+            record.enter(Phase.RUNNING, clock.now())
         if record.phase != Phase.PARKED:
-            record.event("Warning", "StateGivenUp", "its pod goes, and it could not be parked", time.time())
+            record.event("Warning", "StateGivenUp", "its pod goes, and it could not be parked", clock.now())
             with contextlib.suppress(KybernateError):  # whatever its network says, it has to hear that it is to end
                 await actor.traffic.release()
         actor.told_to_end = True
@@ -151,7 +151,7 @@ async def _for_another_pod(actor: Actor) -> None:
     try:
         await make_whole(actor)
     except (KybernateError, OSError) as error:
-        actor.record.event("Warning", "NotPortable", str(error), time.time())
+        actor.record.event("Warning", "NotPortable", str(error), clock.now())
 
 
 async def finish(actor: Actor, stage: Stage) -> None:
@@ -168,7 +168,7 @@ async def finish(actor: Actor, stage: Stage) -> None:
     await actor.close_traffic()
     await asyncio.to_thread(services.store.forget, record.id)
     await asyncio.to_thread(actor.remove_work)
-    record.enter(Phase.ENDED, time.time())
+    record.enter(Phase.ENDED, clock.now())
 
 
 async def _end_containers(actor: Actor) -> None:

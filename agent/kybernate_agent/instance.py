@@ -65,6 +65,7 @@ class Pod(msgspec.Struct, kw_only=True):
     ip: str = ""
     upper: str = ""
     held_ports: list[int] = []  # what the traffic rule holds while it sleeps: local ports of its sockets
+    unread: dict[int, tuple[int, int]] = {}  # what lay unread when it fell asleep, as Activity.unread tells it
 
 
 class Condition(msgspec.Struct, kw_only=True):
@@ -194,6 +195,16 @@ class Record(msgspec.Struct, kw_only=True):
     wakes: str = ""  # why it is to be woken once it has a container again
     given_up: str = ""  # why its state is not to be kept once its container has ended
     probes: Declared = NOTHING  # what its pod declares for the kubelet
+
+    def not_later_than(self, now: float) -> None:
+        """What an agent wrote whose clock was ahead is taken as of `now`: else nothing is due, or new, before then."""
+        self.since, self.last_activity = min(self.since, now), min(self.last_activity, now)
+        dated: list[Condition | Transition | Event] = [*self.conditions, *self.history, *self.events]
+        for each in dated:
+            each.at = min(each.at, now)
+        if self.leaving and self.leaving.at > now:
+            until = self.leaving.until - (self.leaving.at - now)
+            self.leaving = msgspec.structs.replace(self.leaving, at=now, until=until)
 
     def enter(self, phase: Phase, now: float) -> None:
         self.phase = phase

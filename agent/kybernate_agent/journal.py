@@ -6,13 +6,20 @@ ends, in the same transaction that changes `instance`. After a restart the last 
 happened; `recover.py` compares it with the keeper (the truth about processes) and the store (the truth about images).
 
 SQLite in WAL mode with synchronous=NORMAL: a commit survives the death of the process at once, and costs about 0.1 ms,
-but a power cut may take the last ones, all since a write that was not only committed but is on the disk (`durable`).
-Two steps have to be: that images are about to be committed, else a journal that knows of no park would start cold
-beside them; and that they are about to go, else one that still says parked would call them lost.
+but a power cut may take the last ones, all that came after the last `synced`. Two steps have to be on the disk before
+what follows: that images are about to be committed, else a journal that knows of no park would start cold beside them;
+and that they are about to go, else one that still says parked would call them lost.
+
+`synced` is for a thread's patience: right after a dump gigabytes wait for the same disk, and whoever calls waits with
+them, while the event loop has packets to answer. A commit lies in the log file `-wal` when it returns, so that one file
+is synced. A checkpoint meanwhile changes nothing: it syncs the log, then the database, before the log begins again.
+Source: SQLite, "Write-Ahead Logging" and "PRAGMA synchronous".
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -23,6 +30,7 @@ from typing import Any
 import msgspec
 
 from kybernate.errors import ExternalError
+from kybernate_agent import clock
 from kybernate_agent.instance import Record
 
 SCHEMA = """
@@ -51,25 +59,27 @@ class JournalError(ExternalError):
 
 
 class Journal:
-    """The journal of one agent. Not for use from several threads. What writes raises JournalError."""
+    """The journal of one agent. Not for use from several threads. Opening it and what writes raise JournalError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("pragma journal_mode = wal")
-        self._db.execute("pragma synchronous = normal")
-        self._db.executescript(SCHEMA)
+        self._folder_synced = False
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("pragma journal_mode = wal")
+            self._db.execute("pragma synchronous = normal")
+            if self._db.execute("pragma user_version").fetchone() == (0,):
+                self._db.executescript(SCHEMA)  # only then: an agent has to start on a full disk, too
+        except sqlite3.Error as error:
+            raise JournalError(path=path, cause=str(error)) from error
         path.chmod(0o600)
 
     def close(self) -> None:
         self._db.close()
 
     @contextmanager
-    def _transaction(self, *, durable: bool = False) -> Iterator[None]:
-        """Source of `durable`: SQLite, "PRAGMA synchronous": in WAL mode FULL syncs the log after each commit."""
+    def _transaction(self) -> Iterator[None]:
         try:
-            if durable:
-                self._db.execute("pragma synchronous = full")
             try:
                 self._db.execute("begin immediate")
                 yield
@@ -78,15 +88,30 @@ class Journal:
                 if self._db.in_transaction:
                     self._db.execute("rollback")
                 raise
-            finally:
-                if durable:
-                    self._db.execute("pragma synchronous = normal")
         except sqlite3.Error as error:
             raise JournalError(path=self._path, cause=str(error)) from error
 
-    def step(self, instance: str, verb: str, step: str, epoch: int, *, durable: bool = False, **detail: Any) -> None:
-        """Say that `step` of `verb` is about to be done; `durable`: this and all before it outlive a power cut."""
-        with self._transaction(durable=durable):
+    async def synced(self) -> None:
+        """What was written before this call outlives a power cut once it returns. Raises JournalError."""
+        try:
+            await asyncio.to_thread(self._sync)
+        except OSError as error:
+            raise JournalError(path=self._path, cause=str(error)) from error
+
+    def _sync(self) -> None:
+        """For a thread: it touches files, and not the database.
+
+        The log may be opened and closed beside SQLite, which keeps no lock on it; on the database and `-shm` it does,
+        and closing those would take its locks away (fcntl(2)).
+        """
+        _fsync(f"{self._path}-wal")
+        if not self._folder_synced:  # the log's name in it: the file stays for as long as the journal is open
+            _fsync(self._path.parent)
+            self._folder_synced = True
+
+    def step(self, instance: str, verb: str, step: str, epoch: int, **detail: Any) -> None:
+        """Say that `step` of `verb` is about to be done."""
+        with self._transaction():
             self._db.execute(
                 "insert into step (instance, verb, step, epoch, at, detail) values (?, ?, ?, ?, ?, ?)",
                 (instance, verb, step, epoch, time.time(), msgspec.json.encode(detail).decode()),
@@ -116,7 +141,10 @@ class Journal:
 
     def records(self) -> list[Record]:
         rows = self._db.execute("select record from instance order by id").fetchall()
-        return [msgspec.json.decode(blob, type=Record) for (blob,) in rows]
+        records = [msgspec.json.decode(blob, type=Record) for (blob,) in rows]
+        for record in records:
+            record.not_later_than(clock.STARTED)
+        return records
 
     def steps(self, instance: str) -> list[Step]:
         """The steps of the verb in flight, oldest first; empty between verbs."""
@@ -124,3 +152,11 @@ class Journal:
             "select instance, verb, step, epoch, at, detail from step where instance = ? order by number", (instance,)
         ).fetchall()
         return [Step(i, v, s, e, a, msgspec.json.decode(d)) for i, v, s, e, a, d in rows]
+
+
+def _fsync(path: Path | str) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

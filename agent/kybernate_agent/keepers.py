@@ -7,6 +7,8 @@ holds a pidfd of each, so the death of one is an event.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 # A verb's own deadline is kept by the keeper; this is how much longer the agent waits for its answer.
 GRACE_SECONDS = 5.0
 FREEZE_SECONDS = 10.0
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 class KeeperGoneError(ExternalError):
@@ -30,6 +33,11 @@ class KeeperGoneError(ExternalError):
 
 class KeeperError(ExternalError):
     """The keeper of container {container} could not {verb}: {cause}"""
+
+
+class NoDescriptorError(ExternalError):
+    """{what} cannot be asked, whether it lives or not: {cause}. Raise the limit of open files, of the agent
+    (LimitNOFILE) or of the machine (fs.file-max)."""
 
 
 class KeeperState(msgspec.Struct):
@@ -58,6 +66,13 @@ class KeeperState(msgspec.Struct):
     name: str = ""
     sandbox: str = ""
     since: float = 0.0
+    ran_at: float = 0.0  # since it was started or restored, in seconds since the machine started
+    ended_at: float = 0.0
+
+    @property
+    def lived(self) -> float:
+        """How long it ran until it ended, in seconds; 0 where that is not known."""
+        return self.ended_at - self.ran_at if self.state == "ended" and self.ran_at and self.ended_at else 0.0
 
 
 async def _connect(folder: Path, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -82,7 +97,8 @@ def process_start(pid: int) -> int:
 
 
 class Keeper:
-    """One keeper. Its verbs raise KeeperGoneError, KeeperError, RefusedError (wrong state) or DeadlineError."""
+    """One keeper. Its verbs raise KeeperGoneError, KeeperError, RefusedError (wrong state), DeadlineError or
+    NoDescriptorError."""
 
     def __init__(self, run: Path, container: str) -> None:
         self.folder = run / "keepers" / container
@@ -90,10 +106,13 @@ class Keeper:
 
     def last_state(self) -> KeeperState | None:
         """What the keeper last wrote of itself; None where it left nothing readable."""
+        with contextlib.suppress(OSError):
+            return self._written()
+        return None
+
+    def _written(self) -> KeeperState | None:
         try:
             return msgspec.json.decode((self.folder / "state.json").read_bytes(), type=KeeperState)
-        except OSError:
-            return None
         except msgspec.MsgspecError as error:
             log.error("%s/state.json: %s: hook and agent are of different versions", self.folder, error)
             return None
@@ -116,6 +135,7 @@ class Keeper:
         except TimeoutError as error:
             raise DeadlineError(f"the keeper of container {self.container} did not answer {verb} in time") from error
         except (OSError, ValueError) as error:
+            self._refuse_passing(error)
             raise KeeperGoneError(container=self.container, cause=str(error)) from error
         if not line.endswith(b"\n"):
             raise KeeperGoneError(container=self.container, cause=f"it ended during {verb}")
@@ -127,13 +147,21 @@ class Keeper:
             raise RefusedError(f"the keeper of container {self.container} refused {verb}: {cause}")
         raise KeeperError(container=self.container, verb=verb, cause=cause, reply=reply)
 
+    def _refuse_passing(self, error: Exception) -> None:
+        _refuse_without_descriptor(f"the keeper of container {self.container}", error)
+
     async def state(self) -> KeeperState:
         """What it is now, from a keeper that answers. Raises KeeperGoneError for one that does not."""
         reply = await self._ask("state", FREEZE_SECONDS)
-        known = self.last_state()
+        known = None
+        try:
+            known = self._written()
+        except OSError as error:
+            self._refuse_passing(error)
         if known is None:
             raise KeeperGoneError(container=self.container, cause="its state.json is gone")
         known.state, known.init_pid = reply["state"], reply["init_pid"]
+        known.init_start = reply.get("init_start", known.init_start)  # state.json is behind where /run is full
         return known
 
     async def freeze(self) -> None:
@@ -155,12 +183,27 @@ class Keeper:
         )
 
 
+def stands(run: Path, state: KeeperState) -> bool:
+    """Whether the container of `state` has not ended, towards containerd: then nobody has begun to remove its files.
+
+    It ends with its keeper. Where that was killed the hook's `delete` waits for the agent as long as processes live,
+    unless the keeper has written that the container ended.
+    """
+    if state.keeper_start and process_start(state.keeper_pid) == state.keeper_start:
+        return True
+    left = Keeper(run, state.container).last_state()
+    there = left is not None and left.state != "ended" and state.init_start > 0
+    return there and process_start(state.init_pid) == state.init_start
+
+
 async def ended(pid: int, start: int, seconds: float) -> bool:
-    """Whether the process that began at `start` (see process_start) is gone, now or within `seconds`."""
+    """Whether the process that began at `start` (see process_start) is gone, now or within `seconds`. Raises
+    NoDescriptorError."""
     gone = asyncio.Event()
     try:
         watch = Watch(pid, gone.set)
-    except (ProcessLookupError, OSError):
+    except OSError as error:
+        _refuse_without_descriptor(f"process {pid}", error)
         return True
     try:
         if process_start(pid) == start:
@@ -171,6 +214,12 @@ async def ended(pid: int, start: int, seconds: float) -> bool:
         return process_start(pid) != start
     finally:
         watch.close()
+
+
+def _refuse_without_descriptor(what: str, error: Exception) -> None:
+    """That we have too many files open says nothing of another: not that it is gone."""
+    if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
+        raise NoDescriptorError(what=what, cause=error.strerror) from error
 
 
 class Watch:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kybernate.errors import DeadlineError, ExternalError, KybernateError, RefusedError, StateLostError
 from kybernate.store import Staging
-from kybernate_agent import orphan, portable, processes, wake
+from kybernate_agent import clock, orphan, portable, processes, wake
 from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.keepers import KeeperState
 from kybernate_agent.sleep import Parking, dump, needed_bytes, retire
@@ -38,7 +37,7 @@ async def start(actor: Actor, stage: Stage) -> None:
     await actor.close_traffic()  # what a dead agent or an earlier sleep left; the pod may get another namespace
     actor.services.journal.save(record)
     if record.phase == Phase.SUSPENDED:
-        record.event("Warning", "StateLost", "it ended while it was suspended; it begins anew", time.time())
+        record.event("Warning", "StateLost", "it ended while it was suspended; it begins anew", clock.now())
     actor.expects = "start"
     try:
         if record.pod.sandbox and await starter.stands(record.pod):
@@ -53,7 +52,7 @@ async def start(actor: Actor, stage: Stage) -> None:
     await actor.adopt()
     await actor.traffic.release()
     record.unproven = 0
-    record.enter(Phase.RUNNING, time.time())
+    record.enter(Phase.RUNNING, clock.now())
     record.last_activity = record.since
     record.clear_condition("StartFailed")
     await retire(actor)
@@ -71,7 +70,7 @@ def start_failed(actor: Actor, error: KybernateError) -> None:
     failures = actor.failed(Verb.START)
     seconds = START_BACK_OFF_SECONDS[min(failures, len(START_BACK_OFF_SECONDS) - 1)]
     actor.say(
-        Condition(type="StartFailed", status="True", reason=type(error).__name__, message=str(error), at=time.time())
+        Condition(type="StartFailed", status="True", reason=type(error).__name__, message=str(error), at=clock.now())
     )
     actor.back_off(Verb.START, seconds)
 
@@ -90,7 +89,7 @@ async def rescue(actor: Actor, stage: Stage) -> None:
         await _dump_orphan(actor, stage, state)
     elif record.phase == Phase.RUNNING and record.unproven:
         record.epoch, record.unproven = record.unproven, 0
-    record.enter(Phase.PARKED, time.time())
+    record.enter(Phase.PARKED, clock.now())
     if was_awake:
         actor.wake_wanted = actor.wake_wanted or "its keeper died while it was awake"
     if actor.services.starter.kubelet:
@@ -152,6 +151,8 @@ async def _dump_orphan(actor: Actor, stage: Stage, state: KeeperState) -> None:
             transient = isinstance(error, KybernateError) and bool(error.fields.get("transient"))
             await asyncio.shield(_let_go(actor, state, staging, transient))
             raise
+        with contextlib.suppress(DeadlineError):  # what a CRIU left that was killed after our yes
+            await asyncio.shield(orphan.end(state, actor.work))
     finally:
         actor.parking = None
     record.unproven = 0
@@ -232,4 +233,4 @@ async def end(actor: Actor, stage: Stage) -> None:
         await actor.close_traffic()
     await asyncio.to_thread(services.store.forget, record.id)
     await asyncio.to_thread(actor.remove_work)
-    record.enter(Phase.ENDED, time.time())
+    record.enter(Phase.ENDED, clock.now())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from kybernate_agent import processes
+from kybernate_agent import clock, processes
 from kybernate_agent.instance import Condition, Phase, Policy, View
 from kybernate_agent.traffic.activity import Activity, fold
 from kybernate_agent.traffic.load import UNKNOWN, Load, fold_load
@@ -44,7 +44,7 @@ def look(actor: Actor, now: float) -> View:
         processes_alive=state is not None and processes.is_alive(state.init_pid, state.init_start),
         killed=state is not None and state.state == "ended" and state.killed,
         half_restored=state is not None and state.state == "restoring" and not actor.rescued.is_set(),
-        unproven=record.unproven != 0,
+        unproven=record.unproven != 0 and not (state and state.lived >= actor.services.config.prove_seconds),
         prove_at=actor.prove_at,
         deleting=actor.deleting,
         sample_seconds=_sample_seconds(policy),
@@ -120,7 +120,7 @@ def _say_load(actor: Actor, activity: Activity | None, now: float) -> None:
 
 def moved_since_decision(actor: Actor) -> bool:
     """Whether data moved, a connection came or a request is in flight that the last decision did not know of."""
-    before, now = actor.record.last_activity, time.time()
+    before, now = actor.record.last_activity, clock.now()
     found = sample(actor, now)
     if found is None:
         return False

@@ -7,10 +7,10 @@ is decided about the instance but its end: it neither goes to sleep nor wakes.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from kybernate.errors import ExternalError, KybernateError
+from kybernate_agent import clock
 from kybernate_agent.instance import Condition, Phase
 from kybernate_agent.traffic.pod import Mode
 
@@ -30,7 +30,7 @@ async def see_to(actor: Actor) -> None:
     if not _is_deaf(actor):
         actor.deaf_until, actor.deaf_tries = None, 0
         await _keep_callers_out(actor)
-    elif actor.deaf_until is None or time.time() >= actor.deaf_until:
+    elif actor.deaf_until is None or clock.now() >= actor.deaf_until:
         try:
             await _take_up(actor)
         except (KybernateError, OSError) as error:
@@ -44,7 +44,7 @@ async def see_to(actor: Actor) -> None:
 
 def _is_deaf(actor: Actor) -> bool:
     """It has a container of which nobody hears the calls."""
-    if not actor.keeper_watched or actor.deleting or actor.offer:
+    if not actor.keeper_watched or actor.deleting or actor.offer or not actor.may:
         return False
     asleep = actor.record.phase in (Phase.SUSPENDED, Phase.PARKED)
     if not actor.has_traffic:
@@ -60,7 +60,7 @@ async def _take_up(actor: Actor) -> None:
         if actor.record.phase == Phase.SUSPENDED:
             await actor.traffic.watch(ports)
             # What came while nobody listened was dropped and comes again; what came before lies in the sockets.
-            if actor.traffic.has_unread():
+            if actor.traffic.has_unread(actor.record.pod.unread):
                 actor.call("data arrived while no agent ran")
         elif actor.record.phase == Phase.PARKED:
             await actor.traffic.hold(ports)
@@ -73,8 +73,8 @@ async def _take_up(actor: Actor) -> None:
 
 def _failed(actor: Actor, error: NoTrafficError) -> None:
     pause = PAUSES_SECONDS[min(actor.deaf_tries, len(PAUSES_SECONDS) - 1)]
-    actor.deaf_until, actor.deaf_tries = time.time() + pause, actor.deaf_tries + 1
-    actor.say(Condition(type="Degraded", status="True", reason=REASON, message=str(error), at=time.time()))
+    actor.deaf_until, actor.deaf_tries = clock.now() + pause, actor.deaf_tries + 1
+    actor.say(Condition(type="Degraded", status="True", reason=REASON, message=str(error), at=clock.now()))
     actor.orders.answer(error)
     actor.services.changed(actor.record.id)
 
@@ -90,4 +90,4 @@ async def _keep_callers_out(actor: Actor) -> None:
         elif not actor.policy.down and actor.traffic.mode is Mode.HOLDING and record.leaving is None:
             await actor.traffic.watch(record.pod.held_ports)
     except KybernateError as error:
-        actor.say(Condition(type="Degraded", status="True", reason="Rules", message=str(error), at=time.time()))
+        actor.say(Condition(type="Degraded", status="True", reason="Rules", message=str(error), at=clock.now()))

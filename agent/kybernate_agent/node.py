@@ -3,6 +3,10 @@
 Instances come from workloads; the journal says which exist already. At start the hook's socket opens first, so that a
 dump left by a killed agent is vetoed at once and not at its deadline; then each instance is brought to a true state
 (`recover.py`), and only then do workloads and people get a word.
+
+None is kept asleep by another whose keeper is at a long dump or restore: as soon as it is in a true state it can wake
+(EARLY). No more than that until all are: `sweep` takes every staging, also that of a park or a copy that has just
+begun, and `_remove_strays` every pod that no record names, also one that a start has just made.
 """
 
 from __future__ import annotations
@@ -17,8 +21,8 @@ from typing import Any
 
 import msgspec
 
-from kybernate.errors import InvalidError, KybernateError, NotFoundError, RefusedError
-from kybernate_agent import network, probed, processes, sleep, wake
+from kybernate.errors import DeadlineError, InvalidError, KybernateError, NotFoundError, RefusedError
+from kybernate_agent import clock, network, orphan, probed, processes, sleep, wake
 from kybernate_agent.actor import Actor
 from kybernate_agent.hookserver import HookServer
 from kybernate_agent.instance import Condition, Phase, Pod, Record, Verb, Wanted
@@ -31,8 +35,15 @@ from kybernate_agent.traffic.netlink import NetnsGoneError
 
 log = logging.getLogger(__name__)
 
+EARLY = (Verb.RESUME, Verb.RESET)
 SETTLE_SECONDS = 0.02
+LATER_SECONDS = 1.0
+FORWARD_SECONDS = 90.0  # beyond its deadline a keeper undoes a dump or a restore, or ends what a commit has left
 EXEC_WAKE_SECONDS = 110.0  # less than the two minutes that the kubelet gives
+
+
+class KeeperBusyError(DeadlineError):
+    """the keeper of container {container} is {state} and does not come to an end; it is left alone until then."""
 
 
 class Node:
@@ -46,6 +57,10 @@ class Node:
         self._endings: set[asyncio.Task[None]] = set()
         self._hooks = HookServer(services.config.run, self._answer)
         self._ready = asyncio.Event()
+        self._next = asyncio.Event()  # one more has been taken up
+        self._later: set[asyncio.Task[None]] = set()
+        criu = services.config.criu
+        self._patience = max(criu.dump_deadline_seconds, criu.restore_deadline_seconds) + FORWARD_SECONDS
 
     # --- start and stop ---
 
@@ -54,15 +69,17 @@ class Node:
         await self._hooks.open()
         records = self.services.journal.records()
         actors = [actor for record in records if (actor := self._known(record)) is not None]
-        await asyncio.gather(*(self._recover_or_say(actor) for actor in actors))
-        await asyncio.to_thread(wake.clear_mounts, self.services.config.run)
+        await asyncio.gather(*(self._take_up(actor) for actor in actors))
+        await asyncio.to_thread(wake.clear_mounts, self.services.config.run, set(self.actors))
         removed = await asyncio.to_thread(self.services.store.sweep)
         if removed:
             log.info("removed what a killed agent left: %s", ", ".join(removed))
         await self._remove_strays([record.pod for record in records])
-        for actor in actors:
-            self._run(actor)
         self._ready.set()
+        self._next.set()
+        for actor in actors:
+            if actor.may == EARLY:
+                self._admit(actor, tuple(Verb))
 
     def _known(self, record: Record) -> Actor | None:
         """The actor of a journalled instance. One whose manifest this agent cannot read is left as it is, and said."""
@@ -72,14 +89,47 @@ class Node:
             log.error("%s: left alone, its manifest is not understood: %s", record.id, error)
             return None
 
-    async def _recover_or_say(self, actor: Actor) -> None:
-        """One instance that cannot be taken up must not keep the agent from the others."""
+    async def _take_up(self, actor: Actor) -> None:
+        recovered = await self._recover_or_say(actor, self._patience)
+        actor.may = EARLY if recovered else (Verb.END,)
+        if recovered:
+            await asyncio.to_thread(wake.clear_mounts_of, self.services.config.run, actor.record.id)
+        else:
+            task = asyncio.create_task(self._take_up_later(actor))
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
+        self._run(actor)
+
+    async def _take_up_later(self, actor: Actor) -> None:
+        """Look again until its keeper is at an end. Meanwhile it can be ended, but not while it is looked at."""
+        busy = True
+        while busy:
+            self._admit(actor, (Verb.END,))
+            await asyncio.sleep(LATER_SECONDS)
+            if actor.deleting:
+                return
+            actor.may = ()
+            busy = not await self._recover_or_say(actor, 0.0)
+        actor.record.clear_condition("Degraded", "Recovery")
+        self._admit(actor, tuple(Verb) if self.ready else EARLY)
+
+    def _admit(self, actor: Actor, verbs: tuple[Verb, ...]) -> None:
+        actor.may = verbs
+        actor.poke()
+
+    async def _recover_or_say(self, actor: Actor, patience: float) -> bool:
+        """One instance that cannot be taken up must not keep the agent from the others. False where its keeper is at
+        work still after `patience` seconds."""
         try:
-            await self._recover(actor)
+            await self._recover(actor, patience)
+        except KeeperBusyError as error:
+            actor.say(Condition(type="Degraded", status="True", reason="Recovery", message=str(error), at=clock.now()))
+            return False
         except (KybernateError, OSError) as error:
             log.exception("%s: could not be taken up", actor.record.id)
             message = f"it could not be taken up after the agent's start: {error}"
-            actor.say(Condition(type="Degraded", status="True", reason="Recovery", message=message, at=time.time()))
+            actor.say(Condition(type="Degraded", status="True", reason="Recovery", message=message, at=clock.now()))
+        return True
 
     @property
     def ready(self) -> bool:
@@ -88,9 +138,10 @@ class Node:
 
     async def close(self) -> None:
         """Leave every instance as it is, for the next agent."""
-        for task in self._tasks.values():
+        tasks = [*self._later, *self._tasks.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._hooks.close()
 
     async def _remove_strays(self, known: list[Pod]) -> None:
@@ -107,21 +158,20 @@ class Node:
                 except KybernateError as error:
                     log.error("pod %s stays for now: %s", pod.sandbox, error)
 
-    async def _recover(self, actor: Actor) -> None:
+    async def _recover(self, actor: Actor, patience: float) -> None:
         record, services = actor.record, self.services
         steps = services.journal.steps(record.id)
         if services.starter.kubelet:
-            actor.offer = await self._offered(record)
+            actor.offer = await self._offered(record, patience)
         elif steps and steps[-1].verb in (Verb.START, Verb.RESCUE):
-            await self._take_newest(record)
-        keeper = await _settled(services.config.run, record.pod.container)
+            await self._take_newest(record, patience)
+        keeper = await _settled(services.config.run, record.pod.container, patience)
         last = keeper or (
             Keeper(services.config.run, record.pod.container).last_state() if record.pod.container else None
         )
         actor.last_keeper = last
         at_end = bool(steps) and steps[-1].step == "end-processes"
-        if at_end and keeper is None and last is not None and Keeper(services.config.run, last.container).committed:
-            await ended(last.init_pid, last.init_start, sleep.END_SECONDS)  # CRIU has our yes and is at it
+        dying = at_end and keeper is None and last is not None and await self._had_our_yes(last, actor.work)
         manifests = await asyncio.to_thread(services.store.manifests, record.id)
         found = Evidence(
             phase=record.phase,
@@ -130,53 +180,64 @@ class Node:
             verb=Verb(steps[-1].verb) if steps else None,
             step=steps[-1].step if steps else "",
             keeper=keeper.state if keeper else None,
-            processes_alive=last is not None and processes.is_alive(last.init_pid, last.init_start),
+            processes_alive=last is not None and not dying and processes.is_alive(last.init_pid, last.init_start),
             epochs=tuple(m.epoch for m in manifests),
             kubelet=services.starter.kubelet,
+            lived=last is not None and last.lived >= services.config.prove_seconds,
         )
         verdict = recover(found)
         log.info("%s: found %s; goes on as %s. %s", record.id, found, verdict.phase.value, verdict.message)
         if verdict.phase != record.phase:
-            record.enter(verdict.phase, time.time())
+            record.enter(verdict.phase, clock.now())
         record.epoch, record.unproven = verdict.epoch, verdict.unproven
         for manifest in manifests:
             if manifest.epoch in verdict.retire:
                 await asyncio.to_thread(services.store.retire, manifest)
         if verdict.message == LOST_IN_MEMORY:
-            record.event("Warning", "StateLost", verdict.message, time.time())
+            record.event("Warning", "StateLost", verdict.message, clock.now())
         if verdict.phase == Phase.LOST and found.phase != Phase.LOST:
             actor.say(
-                Condition(type="StateLost", status="True", reason="NoImages", message=verdict.message, at=time.time())
+                Condition(type="StateLost", status="True", reason="NoImages", message=verdict.message, at=clock.now())
             )
         if keeper:
-            await self._take_up(actor, verdict.phase, verdict.wake)
+            await self._take_over(actor, verdict.phase, verdict.wake)
         elif record.pod.netns and verdict.phase in (Phase.RUNNING, Phase.SUSPENDED, Phase.PARKED):
             with contextlib.suppress(NetnsGoneError):  # the node has started anew; its pod gets another one
                 await actor.open_traffic()
                 await actor.traffic.hold(record.pod.held_ports)
         services.journal.settle(record)
 
-    async def _offered(self, record: Record) -> Pod | None:
+    async def _had_our_yes(self, last: KeeperState, work: Path) -> bool:
+        """Whether CRIU had it when all of us were killed: then the images are the state, and what still lives ends."""
+        if not Keeper(self.services.config.run, last.container).committed:
+            return False
+        if not await ended(last.init_pid, last.init_start, sleep.END_SECONDS):
+            with contextlib.suppress(DeadlineError):
+                await orphan.end(last, work)
+        return True
+
+    async def _offered(self, record: Record, patience: float) -> Pod | None:
         """A container that the kubelet had started for the instance, and that nobody has taken over."""
         for pod in await self.services.starter.find():
             if pod.uid == record.pod.uid and pod.container != record.pod.container:
-                keeper = await _settled(self.services.config.run, pod.container)
+                keeper = await _settled(self.services.config.run, pod.container, patience)
                 if keeper is not None and keeper.started:
                     return pod
         return None
 
-    async def _take_newest(self, record: Record) -> None:
+    async def _take_newest(self, record: Record, patience: float) -> None:
         """A start or a rescue was cut short. The container that it made counts, if it came as far as being started."""
         for pod in await self.services.starter.find():
             if pod.uid == record.pod.uid and pod.container and pod.container != record.pod.container:
-                keeper = await _settled(self.services.config.run, pod.container)
+                keeper = await _settled(self.services.config.run, pod.container, patience)
                 if keeper is not None and keeper.started:
                     kept = {"upper": record.pod.upper, "held_ports": record.pod.held_ports}
                     record.pod = msgspec.structs.replace(pod, **kept)
 
-    async def _take_up(self, actor: Actor, phase: Phase, wake: bool) -> None:
+    async def _take_over(self, actor: Actor, phase: Phase, wake: bool) -> None:
         await actor.adopt_keeper()
-        actor.prove_at = time.time() + self.services.config.prove_seconds
+        ran_at = actor.last_keeper.ran_at if actor.last_keeper else 0.0
+        actor.prove_at = (clock.at(ran_at) if ran_at else clock.now()) + self.services.config.prove_seconds
         await network.see_to(actor)  # where it fails the actor tries again
         if wake or (phase == Phase.PARKED and actor.record.wakes):
             actor.call(actor.record.wakes or "it was being woken")
@@ -185,6 +246,8 @@ class Node:
         self.actors[actor.record.id] = actor
         task = asyncio.create_task(self._guard(actor), name=actor.record.id)
         self._tasks[actor.record.id] = task
+        self._next.set()
+        self._next = asyncio.Event()
 
     async def _guard(self, actor: Actor) -> None:
         """An actor that fails for a reason nobody foresaw is said and begun again; the others go on."""
@@ -238,7 +301,8 @@ class Node:
             await self._by_container(container).post_dump(str(message.get("images", "")))
             return {}
         async with asyncio.timeout(EXEC_WAKE_SECONDS):
-            await self._ready.wait()
+            while not self._ready.is_set() and not self._only_wakes(verb, container):
+                await self._next.wait()
         match verb:
             case "create":
                 return await self.source.create(message)
@@ -259,6 +323,11 @@ class Node:
                 await self._delete(container)
                 return {}
         raise RefusedError(f"the agent does not know the verb {verb!r}: hook and agent are of different versions")
+
+    def _only_wakes(self, verb: str, container: str) -> bool:
+        """Whether it is asked of one that has been taken up, and needs no other."""
+        known = any(actor.record.pod.container == container for actor in self.actors.values())
+        return known and verb in ("exec", "signal", "target")
 
     def _by_container(self, container: str) -> Actor:
         for actor in self.actors.values():
@@ -292,14 +361,15 @@ class Node:
         return {"init_pid": (await actor.keeper.state()).init_pid}
 
 
-async def _settled(run: Path, container: str) -> KeeperState | None:
-    """The keeper's state once it is not in the midst of a verb; None where it is gone.
+async def _settled(run: Path, container: str, patience: float) -> KeeperState | None:
+    """The keeper's state once it is not in the midst of a verb; None where it is gone. Raises KeeperBusyError where it
+    is after `patience` seconds.
 
-    The keeper's own deadlines bound the wait. It has no event for this: only an agent that was killed needs it.
+    It has no event for this: only an agent that was killed needs it.
     """
     if not container:
         return None
-    keeper = Keeper(run, container)
+    keeper, until = Keeper(run, container), time.monotonic() + patience
     while True:
         try:
             state = await keeper.state()
@@ -312,4 +382,6 @@ async def _settled(run: Path, container: str) -> KeeperState | None:
             return state
         if state.state == "ended":
             return None
+        if time.monotonic() >= until:
+            raise KeeperBusyError(container=container, state=state.state)
         await asyncio.sleep(SETTLE_SECONDS)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from kybernate.errors import KybernateError, RefusedError
+from kybernate_agent import clock
 from kybernate_agent.instance import Order, Verb
 
 
@@ -20,7 +20,7 @@ class Orders:
     def give(self, verb: Verb) -> asyncio.Future[None]:
         """Takes the place of one before it. The result is set, or what the verb raised, when it is over."""
         self.answer(RefusedError(f"{self._instance}: another order came"))
-        self.current = Order(verb, time.time())
+        self.current = Order(verb, clock.now())
         self._done = asyncio.get_running_loop().create_future()
         return self._done
 

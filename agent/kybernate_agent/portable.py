@@ -140,7 +140,9 @@ async def needed_bytes(container: Facts, whole: bool, seconds: float = SECONDS) 
 async def save(images: Path, container: Facts, *, whole: bool, seconds: float = SECONDS) -> None:
     """Write the files of the module's head into `images`, a staging that is not committed yet.
 
-    For a container whose processes are frozen or dumped. Raises ArchiveFailedError, DeadlineError, NotPortableError.
+    For a container whose processes are frozen or dumped: its layer is its own and stands still, or that is an error;
+    to emptyDirs and /dev/shm others of the pod may write. Whether it has ended meanwhile is for the caller to ask
+    (`sleep.save`). Raises ArchiveFailedError, DeadlineError, NotPortableError.
     """
     await asyncio.to_thread(_save, images, container, whole, time.monotonic() + seconds)
 
@@ -228,7 +230,7 @@ def _boot() -> str:
 def _save(images: Path, container: Facts, whole: bool, until: float) -> None:
     pieces = _pieces(container, whole)
     for file, folder in pieces.items():
-        pack(folder, images / file, until)
+        pack(folder, images / file, until, shared=file != LAYER)
     saved = Saved(
         whole=whole,
         container=container.container,

@@ -25,6 +25,7 @@ class Evidence:
     processes_alive: bool
     epochs: tuple[int, ...]
     kubelet: bool = False  # the kubelet starts its containers
+    lived: bool = False  # it ran for long enough to be proven, and then ended: so says its keeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def recover(found: Evidence) -> Verdict:
         return Verdict(found.phase, living.epoch, living.unproven, living.retire, message=message)
     if found.phase == Phase.PENDING or found.verb == Verb.START:
         return Verdict(Phase.PENDING, found.epoch, retire=found.epochs)
-    if found.phase == Phase.RUNNING and found.verb in (None, Verb.PROVE, Verb.SUSPEND) and not found.unproven:
+    if _ran(found):
         return Verdict(Phase.BACKOFF, found.epoch, retire=found.epochs, message="its container ended meanwhile")
     if found.phase in (Phase.LOST, Phase.BACKOFF, Phase.ENDED) and found.verb is None:
         return Verdict(found.phase, found.epoch)
@@ -70,6 +71,14 @@ def recover(found: Evidence) -> Verdict:
         message = "its container ended meanwhile" if found.phase == Phase.RUNNING else LOST_IN_MEMORY
         return Verdict(Phase.PENDING, found.epoch, message=message)
     return _images(found, waking)
+
+
+def _ran(found: Evidence) -> bool:
+    """It was awake when it ended, and its life had gone on: its images, if any are left, are of long ago."""
+    if found.verb == Verb.RESUME and found.phase in (Phase.RUNNING, Phase.PARKED):
+        return found.lived  # restored, and nobody was there to say so
+    proven = not found.unproven or found.verb == Verb.PROVE or found.lived
+    return proven and found.phase == Phase.RUNNING and found.verb in (None, Verb.PROVE, Verb.SUSPEND)
 
 
 def _living(found: Evidence, phase: Phase) -> Verdict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,9 +21,9 @@ from kybernate import criu
 from kybernate.criu import skeleton
 from kybernate.errors import ExternalError, KybernateError, RefusedError
 from kybernate.store import Staging
-from kybernate_agent import portable, probed, processes
+from kybernate_agent import clock, portable, probed, processes
 from kybernate_agent.instance import Condition, Phase, Verb
-from kybernate_agent.keepers import KeeperError, KeeperState, ended
+from kybernate_agent.keepers import Keeper, KeeperError, KeeperState, ended, stands
 from kybernate_agent.look import moved_since_decision
 from kybernate_agent.stage import AbortedError, Stage
 from kybernate_agent.thaw import thaw
@@ -30,8 +31,11 @@ from kybernate_agent.thaw import thaw
 if TYPE_CHECKING:
     from kybernate_agent.actor import Actor
 
+log = logging.getLogger(__name__)
+
 RETRY_SECONDS = 1.0
 RETRY_MOST_SECONDS = 300.0
+ABORTED_MOST_SECONDS = 30.0
 ACCEPT_LOOKS = 200
 END_SECONDS = 10.0  # in which CRIU ends the processes after our yes
 
@@ -43,19 +47,21 @@ class DumpFailedError(ExternalError):
     """{instance}: {cause}. {remedy}"""
 
 
+class EndedMeanwhileError(RefusedError):
+    """Container {container} ended while its files were saved. What was saved is not used: it may lack what was removed
+    with the container."""
+
+
 async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
     """Freeze the container in place. Raises AbortedError where work turned out to be going on, ThawFailedError where
     it then could not be let go on."""
     keeper, traffic, record = actor.keeper, actor.traffic, actor.record
     state = await keeper.state()
     if state.state != "running" or state.paused:
-        actor.back_off(Verb.SUSPEND, RETRY_SECONDS)
         raise AbortedError(f"{record.id}: its container is {'paused' if state.paused else state.state}")
-    try:
-        await probed.no_command(actor, state, ordered)
-    except AbortedError:
-        actor.back_off(Verb.SUSPEND, RETRY_SECONDS)
-        raise
+    await probed.no_command(actor, state, ordered)
+    # What the decision knew of has waited for long enough, and nobody may ever read it.
+    known = record.pod.unread = actor.activity.unread if actor.activity else {}
     pids = processes.pids_of(state.cgroups)
     record.pod.held_ports = await actor.own_ports(pids)
     stage.step("hold", ports=record.pod.held_ports)
@@ -66,20 +72,27 @@ async def suspend(actor: Actor, stage: Stage, ordered: bool) -> None:
         if keeps_out:
             await _let_it_accept(actor)
         await traffic.let_probes_end()
-        if not ordered and (traffic.has_unread() or actor.wake_wanted):
+        if not ordered and (traffic.has_unread(known) or actor.wake_wanted):
             raise AbortedError(f"{record.id}: a call came in")
         stage.step("freeze")
         frozen = True
         await keeper.freeze()
         # What came before the rule is no event: unread, it lies in a socket; read, its connection has moved.
-        if not ordered and (traffic.has_unread() or moved_since_decision(actor)):
+        if not ordered and (traffic.has_unread(known) or moved_since_decision(actor)):
             raise AbortedError(f"{record.id}: a call came in")
     except BaseException:
         if frozen:
             await asyncio.shield(thaw(actor))  # where it fails the rule stays: it sleeps, and calls wake it
         await asyncio.shield(traffic.release())
         raise
-    record.enter(Phase.SUSPENDED, time.time())
+    record.enter(Phase.SUSPENDED, clock.now())
+
+
+def suspend_aborted(actor: Actor, told: bool) -> None:
+    """When it is tried again: what was going on may go on for long, so later each time; for who was `told`, soon."""
+    failures = actor.failed(Verb.SUSPEND)
+    growing = min(ABORTED_MOST_SECONDS, RETRY_SECONDS * 2 ** min(failures, 10))
+    actor.back_off(Verb.SUSPEND, RETRY_SECONDS if told else growing)
 
 
 async def _let_it_accept(actor: Actor) -> None:
@@ -100,6 +113,7 @@ class Parking:
         self.facts = facts
         self.stage = stage
         self.staging = staging
+        self.state = state
         self.init_pid = state.init_pid
         self.init_start = state.init_start
         self.empty_tmpfs: list[str] = []
@@ -130,12 +144,13 @@ class Parking:
 
     async def _publish(self) -> None:
         actor = self.actor
-        self.stage.step("commit", epoch=self.staging.epoch, durable=True)
+        self.stage.step("commit", epoch=self.staging.epoch)
+        await self.stage.synced()
         if not await asyncio.to_thread(self._as_it_was):
             raise RefusedError(f"{actor.record.id}: a tmpfs that is not dumped has changed since the dump began")
         await asyncio.to_thread(skeleton.save, self.staging.images, self.skeletons)
         await asyncio.to_thread(criu.drop_empty_tmpfs, self.staging.images)
-        await portable.save(self.staging.images, self.facts, whole=goes_elsewhere(actor))
+        await save(actor, self.staging.images, self.facts, self.state, whole=goes_elsewhere(actor))
         manifest = await asyncio.to_thread(actor.services.store.commit, self.staging, _made(actor))
         actor.record.stored_bytes = manifest.size_bytes
         self.committed = True
@@ -147,16 +162,42 @@ class Parking:
 
     async def went_through(self) -> bool:
         """After an error: whether the processes ended all the same. They do once CRIU has our yes, whatever becomes of
-        the keeper, of runc or of us; to take the images away then would be to lose the state."""
+        the keeper, of runc or of us; to take the images away then would be to lose the state. So those that are not
+        gone in time, because a file system of theirs hangs, count as gone: the keeper restores none before they are."""
         async with self._deciding:
             self._closed = True
         if not self.committed:
             return False
+        record = self.actor.record
+        mark = Keeper(self.actor.services.config.run, record.pod.container)
         with contextlib.suppress(KybernateError):
             state = (await self.actor.keeper.state()).state
             if state != "dumping":
-                return state == "parked"
-        return await ended(self.init_pid, self.init_start, END_SECONDS)
+                return state == "parked" or mark.committed
+        try:
+            gone = await ended(self.init_pid, self.init_start, END_SECONDS)
+        except KybernateError:
+            if not mark.committed:
+                raise
+            gone = False
+        if gone or not mark.committed:
+            return gone
+        message = f"its images are complete, but process {self.init_pid} does not end; it wakes when that has ended"
+        record.event("Warning", "ProcessStays", message, clock.now())
+        log.warning("%s: %s", record.id, message)
+        return True
+
+
+async def save(actor: Actor, images: Path, facts: portable.Facts, state: KeeperState, *, whole: bool) -> None:
+    """`portable.save` of a container that is there until the end of it. Raises as that, EndedMeanwhileError.
+
+    Once it has ended (the grace of its pod runs out) containerd removes its layer and the kubelet its pod's volumes,
+    what is in a folder before the folder. From within that looks as if a neighbour cleared up, so it is no error of a
+    volume that others share; but all of it comes after the end, and what stands afterwards has not ended before.
+    """
+    await portable.save(images, facts, whole=whole)
+    if not stands(actor.services.config.run, state):
+        raise EndedMeanwhileError(container=state.container)
 
 
 def goes_elsewhere(actor: Actor) -> bool:
@@ -217,7 +258,7 @@ async def park(actor: Actor, stage: Stage) -> None:
         actor.parking = None
     record.clear_condition("NotParkable")
     record.unproven = 0
-    record.enter(Phase.PARKED, time.time())
+    record.enter(Phase.PARKED, clock.now())
     await retire(actor, keep=epoch)
 
 
@@ -286,7 +327,7 @@ def park_refused(actor: Actor, error: KybernateError) -> None:
     """Say why it stays in RAM, and when it is tried again."""
     code = str(error.fields.get("code") or type(error).__name__.removesuffix("Error"))
     transient = bool(error.fields.get("transient"))
-    actor.say(Condition(type="NotParkable", status="True", reason=code, message=str(error), at=time.time()))
+    actor.say(Condition(type="NotParkable", status="True", reason=code, message=str(error), at=clock.now()))
     failures = actor.failed(Verb.PARK)
-    seconds = RETRY_SECONDS if transient else min(RETRY_MOST_SECONDS, 10.0 * 2**failures)
+    seconds = RETRY_SECONDS if transient else min(RETRY_MOST_SECONDS, 10.0 * 2 ** min(failures, 10))
     actor.back_off(Verb.PARK, RETRY_MOST_SECONDS if isinstance(error, RefusedError) else seconds)

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from kybernate.errors import KybernateError, RefusedError
+from kybernate_agent import clock
 from kybernate_agent.instance import Record, Transition, Verb
 from kybernate_agent.journal import Journal, JournalError
 
@@ -41,20 +42,23 @@ class Stage:
         self._name = ""
         self._at = self.began
 
-    def step(self, name: str, *, epoch: int | None = None, durable: bool = False, **detail: Any) -> None:
-        """`name` is about to be done; the step before it is over. `epoch`: of the images, where not the record's.
-        `durable`: known after a power cut too."""
+    def step(self, name: str, *, epoch: int | None = None, **detail: Any) -> None:
+        """`name` is about to be done; the step before it is over. `epoch`: of the images, where not the record's."""
         self._close()
         self._name = name
         try:
             epoch = self.record.epoch if epoch is None else epoch
-            self._journal.step(self.record.id, self.verb.value, name, epoch, durable=durable, **detail)
+            self._journal.step(self.record.id, self.verb.value, name, epoch, **detail)
         except JournalError as error:
             # A full disk must not keep anybody from waking, nor from ending, which is what frees it: what lives is the
             # truth, with or without its row.
             if self.verb not in (Verb.RESUME, Verb.LEAVE, Verb.END):
                 raise
             log.error("%s: %s", self.record.id, error)
+
+    async def synced(self) -> None:
+        """The step just written, and all before it, are known after a power cut too. Raises JournalError."""
+        await self._journal.synced()
 
     def _close(self) -> None:
         now = time.monotonic()
@@ -81,7 +85,7 @@ class Stage:
         if outcome != "aborted":
             self.record.note(
                 Transition(
-                    at=time.time(),
+                    at=clock.now(),
                     verb=self.verb.value,
                     source=self._source.value,
                     target=self.record.phase.value,

@@ -7,10 +7,10 @@ that is said; and it is woken again, later each time, until it runs.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from kybernate.errors import ExternalError, KybernateError
+from kybernate_agent import clock
 from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.keepers import KeeperGoneError
 
@@ -36,7 +36,7 @@ async def thaw(actor: Actor) -> None:
         raise
     except KybernateError as error:
         if record.phase != Phase.SUSPENDED:
-            record.enter(Phase.SUSPENDED, time.time())
+            record.enter(Phase.SUSPENDED, clock.now())
         actor.call("it could not be thawed")
         raise ThawFailedError(instance=record.id, cause=str(error)) from error
     record.clear_condition("Degraded", REASON)
@@ -45,5 +45,5 @@ async def thaw(actor: Actor) -> None:
 def failed(actor: Actor, error: ThawFailedError) -> None:
     """Say it, and when it is tried again."""
     failures = actor.failed(Verb.RESUME)
-    actor.say(Condition(type="Degraded", status="True", reason=REASON, message=str(error), at=time.time()))
+    actor.say(Condition(type="Degraded", status="True", reason=REASON, message=str(error), at=clock.now()))
     actor.back_off(Verb.RESUME, BACK_OFF_SECONDS[min(failures, len(BACK_OFF_SECONDS) - 1)])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from kybernate.errors import KybernateError, RefusedError, StateLostError
-from kybernate_agent import checkpoint, handover, life, sleep, thaw, wake
+from kybernate_agent import checkpoint, clock, handover, life, sleep, thaw, wake
 from kybernate_agent.instance import Condition, Order, Phase, Verb
 from kybernate_agent.stage import AbortedError, Stage
 
@@ -44,6 +43,8 @@ async def perform(actor: Actor, verb: Verb, reason: str) -> None:
             if actor.record.phase == Phase.RUNNING:
                 actor.awake()
     except AbortedError as error:
+        if verb == Verb.SUSPEND:
+            sleep.suspend_aborted(actor, told)
         if ordered:
             actor.orders.answer(error)
     except KybernateError as error:
@@ -59,7 +60,7 @@ async def perform(actor: Actor, verb: Verb, reason: str) -> None:
     else:
         actor.worked(verb)
         if (name := TOLD.get(verb)) is not None:
-            actor.record.event("Normal", name, f"{reason}; took {stage.seconds:.3f} s", time.time())
+            actor.record.event("Normal", name, f"{reason}; took {stage.seconds:.3f} s", clock.now())
             actor.save()
         _answer(actor, verb, given)
 
@@ -126,7 +127,7 @@ async def _reset(actor: Actor, stage: Stage) -> None:
     if not actor.callers.any:
         actor.wake_wanted = ""
     if not actor.policy.down:
-        actor.record.event("Warning", "WakeTimeout", f"held calls were reset: {stage.reason}", time.time())
+        actor.record.event("Warning", "WakeTimeout", f"held calls were reset: {stage.reason}", clock.now())
 
 
 def failed(actor: Actor, verb: Verb, error: KybernateError) -> None:
@@ -143,7 +144,7 @@ def failed(actor: Actor, verb: Verb, error: KybernateError) -> None:
     elif verb == Verb.RESUME and actor.record.phase == Phase.PARKED:
         wake.restore_failed(actor, error)
     elif verb == Verb.CHECKPOINT:
-        actor.record.event("Warning", "CheckpointFailed", str(error), time.time())
+        actor.record.event("Warning", "CheckpointFailed", str(error), clock.now())
     else:
-        actor.say(Condition(type="Degraded", status="True", reason=_reason(verb), message=str(error), at=time.time()))
-        actor.back_off(verb, min(60.0, 2.0 ** actor.failed(verb)))
+        actor.say(Condition(type="Degraded", status="True", reason=_reason(verb), message=str(error), at=clock.now()))
+        actor.back_off(verb, min(60.0, 2.0 ** min(actor.failed(verb), 10)))

@@ -10,15 +10,15 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kybernate import criu
 from kybernate.criu import skeleton
-from kybernate.errors import DeadlineError, ExternalError, KybernateError, StateLostError
+from kybernate.errors import DeadlineError, ExternalError, KybernateError, RefusedError, StateLostError
 from kybernate.store import Manifest
-from kybernate_agent import portable, processes
+from kybernate_agent import clock, portable, processes
 from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.keepers import KeeperError
 from kybernate_agent.sleep import retire, said
@@ -57,7 +57,7 @@ async def resume(actor: Actor, stage: Stage) -> None:
 
 async def _awake(actor: Actor, stage: Stage, source: str) -> None:
     record = actor.record
-    record.enter(Phase.RUNNING, time.time())
+    record.enter(Phase.RUNNING, clock.now())
     record.last_activity = record.since
     record.last_wake_from = source
     record.wakes = ""
@@ -68,7 +68,7 @@ async def _awake(actor: Actor, stage: Stage, source: str) -> None:
         await actor.traffic.release()
     except (ExternalError, DeadlineError) as error:
         # It runs, and its packets pass through us; the next sleep and wake try again to take the rules out.
-        actor.say(Condition(type="Degraded", status="True", reason="RulesStay", message=str(error), at=time.time()))
+        actor.say(Condition(type="Degraded", status="True", reason="RulesStay", message=str(error), at=clock.now()))
 
 
 async def _restore(actor: Actor, stage: Stage, stand: criu.Stand) -> None:
@@ -93,6 +93,10 @@ async def _restore(actor: Actor, stage: Stage, stand: criu.Stand) -> None:
         raise RestoreFailedError(
             instance=record.id, cause=cause.message, remedy=cause.remedy, code=cause.code
         ) from error
+    except RefusedError:
+        # An earlier try whose answer did not come, or told of another failure than the restore's, has brought it back.
+        if (await actor.keeper.state()).state != "running":
+            raise
     except OSError as error:
         record.unproven = 0
         raise RestoreFailedError(
@@ -104,7 +108,7 @@ async def _restore(actor: Actor, stage: Stage, stand: criu.Stand) -> None:
         await _name_host(actor)
     record.clear_condition("RestoreFailed")
     record.clear_condition("StateLost")
-    actor.prove_at = time.time() + services.config.prove_seconds
+    actor.prove_at = clock.now() + services.config.prove_seconds
 
 
 async def _name_host(actor: Actor) -> None:
@@ -113,7 +117,7 @@ async def _name_host(actor: Actor) -> None:
         state = await actor.keeper.state()
         await portable.name_host(state.init_pid, Path(state.bundle))
     except KybernateError as error:
-        actor.say(Condition(type="Degraded", status="True", reason="HostName", message=str(error), at=time.time()))
+        actor.say(Condition(type="Degraded", status="True", reason="HostName", message=str(error), at=clock.now()))
 
 
 def mounts_folder(run: Path) -> Path:
@@ -121,11 +125,17 @@ def mounts_folder(run: Path) -> Path:
     return run / "mounts"
 
 
-def clear_mounts(run: Path) -> None:
-    """What agents that were killed in the midst of a restore have left."""
+def clear_mounts(run: Path, spared: Collection[str]) -> None:
+    """What agents that were killed in the midst of a restore have left, but for instances that may be at one now."""
     with contextlib.suppress(FileNotFoundError):
         for folder in list(mounts_folder(run).iterdir()):
-            _clear(criu.Stand(folder))
+            if folder.name not in spared:
+                _clear(criu.Stand(folder))
+
+
+def clear_mounts_of(run: Path, instance: str) -> None:
+    """The same of one instance, before it can be at a restore."""
+    _clear(criu.Stand(mounts_folder(run) / instance))
 
 
 def _clear(stand: criu.Stand) -> None:
@@ -151,8 +161,8 @@ def lost(actor: Actor, error: KybernateError) -> None:
     anew = "Delete the workload and apply it again" if actor.record.member is None else "Raise spec.startAnew"
     kind = type(error).__name__.removesuffix("Error")
     remedy = f"Its images were left where they are. {anew} to begin anew."
-    actor.say(Condition(type="StateLost", status="True", reason=kind, message=f"{error} {remedy}", at=time.time()))
-    actor.record.enter(Phase.LOST, time.time())
+    actor.say(Condition(type="StateLost", status="True", reason=kind, message=f"{error} {remedy}", at=clock.now()))
+    actor.record.enter(Phase.LOST, clock.now())
     if actor.has_traffic:
         actor.traffic.stop_answering()
 
@@ -163,13 +173,14 @@ def restore_failed(actor: Actor, error: KybernateError) -> None:
     seconds = BACK_OFF_SECONDS[min(failures, len(BACK_OFF_SECONDS) - 1)]
     message = f"{error} It stays parked, nothing was deleted; tried {failures + 1} times, next in {seconds:g} s."
     code = str(error.fields.get("code") or type(error).__name__.removesuffix("Error"))
-    actor.say(Condition(type="RestoreFailed", status="True", reason=code, message=message, at=time.time()))
+    actor.say(Condition(type="RestoreFailed", status="True", reason=code, message=message, at=clock.now()))
     actor.back_off(Verb.RESUME, seconds)
 
 
 async def prove(actor: Actor, stage: Stage) -> None:
     """The restored application has lived: what it came from may go."""
-    stage.step("retire", epoch=actor.record.unproven, durable=True)
+    stage.step("retire", epoch=actor.record.unproven)
+    await stage.synced()
     await retire(actor)
     # Links to the images, which else stay on the disk. A restore that no agent saw the end of comes by here too.
     await asyncio.to_thread(shutil.rmtree, actor.work / "restore" / VIEW, ignore_errors=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kybernate_agent import portable, wake
-from kybernate_agent.sleep import retire
+from kybernate_agent.sleep import retire, save
 
 if TYPE_CHECKING:
     from kybernate_agent.actor import Actor
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 async def make_whole(actor: Actor) -> None:
     """For a parked instance whose container is still there. Nothing where it is whole already.
 
-    Raises StateLostError, BundleError, NotPortableError, ArchiveFailedError, DeadlineError, the errors of the store.
+    Raises StateLostError, BundleError, NotPortableError, ArchiveFailedError, DeadlineError, EndedMeanwhileError, the
+    errors of the store.
     """
     record, store = actor.record, actor.services.store
     manifest = await asyncio.to_thread(wake.verified, actor)
@@ -35,7 +36,7 @@ async def make_whole(actor: Actor) -> None:
     staging = await asyncio.to_thread(store.stage, record.id, epoch, await portable.needed_bytes(facts, True))
     try:
         await asyncio.to_thread(_link, images, staging.images)
-        await portable.save(staging.images, facts, whole=True)
+        await save(actor, staging.images, facts, state, whole=True)
         made = await asyncio.to_thread(store.commit, staging, manifest.made)
     except BaseException:
         await asyncio.shield(asyncio.to_thread(store.discard, staging))

@@ -13,7 +13,8 @@ from pathlib import Path
 import yaml
 
 from kybernate.api import GpuWorkload, load
-from kybernate.errors import InvalidError
+from kybernate.api.decode import NULL
+from kybernate.errors import InvalidError, KybernateError
 from kybernate_agent.node import Node
 from kybernate_agent.standalone.folder import Changed, Folder, FolderEvent, Invalid
 from kybernate_agent.standalone.wishes import Wishes
@@ -22,11 +23,12 @@ log = logging.getLogger(__name__)
 
 
 def documents(text: str) -> list[str]:
-    """The texts of a YAML stream's documents, in the order in which `load` returns the workloads."""
+    """The texts of a YAML stream's documents, in the order in which `load` returns the workloads: it passes over
+    empty ones, such as the one after a last `---`."""
     return [
         text[node.start_mark.index : node.end_mark.index]
         for node in yaml.compose_all(text, Loader=yaml.SafeLoader)
-        if node
+        if node and node.tag != NULL
     ]
 
 
@@ -47,7 +49,10 @@ class Workloads:
         try:
             async for event in self._folder.events():
                 async with self._lock:
-                    self._take(event)
+                    try:
+                        self._take(event)
+                    except (KybernateError, ValueError) as error:  # one file's trouble is no reason to end
+                        log.error("%s: not taken up: %s", event.path, error)
         finally:
             adopting.cancel()
 

@@ -55,7 +55,9 @@ class Keeper:
         }
 
     def ok(self, **more: object) -> wire.Message:
-        return {"ok": True, "state": self.record.state, "init_pid": self.record.init_pid, **more}
+        record = self.record
+        init = {"init_pid": record.init_pid, "init_start": record.init_start}
+        return {"ok": True, "state": record.state, **init, **more}
 
     def log(self, words: str) -> None:
         """A line in keeper.log, which starts anew when it has grown too long."""
@@ -78,8 +80,7 @@ class Keeper:
             outcome = message["state"] if message["ok"] else f"{message['error']}: {message['message']}"
             self.log(f"{verb} {time.monotonic() - began:.3f} s -> {outcome}")
             client.reply(message)
-            if self.init_status is not None:
-                self.leave(self.init_status)
+            self.over()
 
         try:
             self._take(verb, request, client, done)
@@ -112,7 +113,8 @@ class Keeper:
             import traceback
 
             self.log("".join(traceback.format_exception(error)))
-            if self.record.state in (states.DUMPING, states.RESTORING):
+            dumped = self.record.state == states.DUMPING and sleep.is_committed(self.record)
+            if self.record.state in (states.DUMPING, states.RESTORING) and not dumped:
                 self.record.state = was
             raise Refused("internal", f"{type(error).__name__}: {error} (see keeper.log)") from error
 
@@ -125,9 +127,20 @@ class Keeper:
             return
         if self.record.state == states.DUMPING or self.starting:
             self.init_status = status  # CRIU ends it after a commit; `runc start` has yet to say how it went
+            if self.loop.step is None:
+                self.over()  # it took its time: the dump has been answered
         elif self.record.state != states.ENDED:
             self.loop.preempt()
             self.leave(status)
+
+    def over(self) -> None:
+        """No verb is under way. If the init has gone: parked where it had been dumped, else the container's end."""
+        if self.init_status is None:
+            return
+        if self.record.state == states.DUMPING and sleep.is_committed(self.record):
+            sleep.parked(self)
+        else:
+            self.leave(self.init_status)
 
     # Ends
 

@@ -53,6 +53,9 @@ class Record:
         self.created: str = facts.get("created", "")
         self.exit: dict[str, int] = facts.get("exit", {})
         self.since: float = facts.get("since", 0.0)
+        # In seconds since the machine started, which no change of the clock moves; 0: it does not run, or ended asleep.
+        self.ran_at: float = facts.get("ran_at", 0.0)
+        self.ended_at: float = facts.get("ended_at", 0.0)
 
     @classmethod
     def load(cls, folder: str) -> Record:
@@ -62,6 +65,12 @@ class Record:
 
     def enter(self, state: str) -> None:
         """Change the state, and save."""
+        if state == RUNNING and self.state in (CREATED, RESTORING):
+            self.ran_at = time.clock_gettime(time.CLOCK_BOOTTIME)
+        elif state in (PARKED, RESTORING):
+            self.ran_at = 0.0
+        elif state == ENDED and self.state != ENDED:
+            self.ended_at = time.clock_gettime(time.CLOCK_BOOTTIME)
         self.state, self.since = state, time.time()
         self.save()
 

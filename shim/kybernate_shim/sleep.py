@@ -91,8 +91,8 @@ def dump(keeper: Keeper, request: Message) -> Step:
         yield from _run(keeper, program, until, "dump_failed", f"{work}/dump.log")
         yield from _ended(keeper)
     except (Refused, OSError, ValueError) as error:
-        if os.path.exists(record.path("committed")):  # CRIU may have ended some of them: only forward is whole
-            yield from _go_forward(keeper)
+        if is_committed(record):  # CRIU may have ended some of them: only forward is whole
+            yield from _go_forward(keeper)  # who outlives that, in a file system that hangs, is parked when it ends
         elif keeper.init_status is not None:
             raise Refused("ended", f"{record.container} ended during the dump") from error
         else:
@@ -101,11 +101,21 @@ def dump(keeper: Keeper, request: Message) -> Step:
             finally:
                 record.state = was  # also where its file cannot be written: never a state that no verb leaves
             raise error if isinstance(error, Refused) else Refused("dump_failed", f"cannot prepare: {error}") from error
-    # The processes are gone: it is parked, whatever becomes of the rest.
+    parked(keeper)
+    return keeper.ok()
+
+
+def is_committed(record: states.Record) -> bool:
+    """Whether CRIU has the agent's yes to the newest dump: the processes end, whatever else happens."""
+    return os.path.exists(record.path("committed"))
+
+
+def parked(keeper: Keeper) -> None:
+    """The processes are gone: it is parked, whatever becomes of the rest."""
+    record = keeper.record
     keeper.init_status, record.init_pid, record.init_start = None, 0, 0
     record.state = states.PARKED
     _tidy(keeper)
-    return keeper.ok()
 
 
 def _tidy(keeper: Keeper) -> None:
@@ -118,11 +128,16 @@ def _tidy(keeper: Keeper) -> None:
         lambda: states.remove_tree(record.path("runc")),
         lambda: record.enter(states.PARKED),
     ]
+    _do_all(keeper, "dump", steps)
+
+
+def _do_all(keeper: Keeper, verb: str, steps: list[Callable[[], object]]) -> None:
+    """What follows a verb that is done: where one of them fails it is said, and the others are done."""
     for step in steps:
         try:
             step()
         except OSError as error:
-            keeper.log(f"after the dump: {error}")
+            keeper.log(f"after the {verb}: {error}")
 
 
 def restore(keeper: Keeper, request: Message) -> Step:
@@ -148,12 +163,13 @@ def restore(keeper: Keeper, request: Message) -> Step:
     except (Refused, OSError, ValueError) as error:
         yield from _undo_restore(keeper, work, was)
         raise error if isinstance(error, Refused) else Refused("restore_failed", str(error)) from error
+    # It lives: no failure from here on may say otherwise.
     record.init_pid, record.init_start = init, states.start_time(init)
     if init in keeper.loop.exits:
         keeper.init_status = keeper.loop.exits[init]  # it ended before we knew which one it was
     else:
-        record.cgroups = cgroup.of_process(init)
-    record.enter(states.RUNNING)
+        _do_all(keeper, "restore", [lambda: record.cgroups.update(cgroup.of_process(init))])
+    _do_all(keeper, "restore", [lambda: record.enter(states.RUNNING)])  # in memory also where /run is full
     return keeper.ok()
 
 

@@ -74,6 +74,8 @@ def test_ordered_to_run_it_does_not_sleep(cluster_bed: ClusterBed, agent: NodeAg
         one.patch({"policy": {"keepAwake": True}})
         one.wait("Running")
         assert "next" not in one.status
+        refused = one.order("park")
+        assert (refused["outcome"], "kept awake" in refused["message"]) == ("refused", True)
         one.patch({"policy": {"keepAwake": False}})
         one.wait("Suspended")
 

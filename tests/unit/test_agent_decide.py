@@ -81,6 +81,8 @@ CASES = [
     Case("an order puts to sleep what starts", view(R, starting=True, order=Order(Verb.SUSPEND, NOW)), Verb.SUSPEND),
     Case("whose calls nobody hears stays as it is", view(R, since=0, last_activity=0, deaf_until=NOW + 5), None),
     Case("asleep, too", view(S, since=0, wake_wanted=True, deaf_until=NOW + 5), None),
+    Case("what it came from goes", view(R, unproven=True, prove_at=NOW, deaf_until=NOW + 5), Verb.PROVE),
+    Case("not while it sleeps", view(S, unproven=True, prove_at=NOW, deaf_until=NOW + 5), None),
     Case("but it is ended", view(P, deleting=True, deaf_until=NOW + 5), Verb.END),
     Case("and rescued", view(S, keeper_alive=False, deaf_until=NOW + 5), Verb.RESCUE),
 ]
@@ -105,6 +107,7 @@ def test_nothing_is_next_for_one_that_starts() -> None:
 def test_who_is_deaf_is_asked_again_in_time() -> None:
     for phase in (R, S, P, Phase.LOST):
         assert decide(view(phase, wake_wanted=True, deaf_until=NOW + 5), NOW).ask_at == NOW + 5
+    assert decide(view(R, unproven=True, prove_at=NOW + 2, deaf_until=NOW + 5), NOW).ask_at == NOW + 2
 
 
 def test_a_waiting_decision_never_asks_later_than_it_must() -> None:

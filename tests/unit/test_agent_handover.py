@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from cluster_actor import UID, actor_in
-from kybernate_agent import handover
+from kybernate_agent import handover, verbs
 from kybernate_agent.actor import Actor
+from kybernate_agent.decide import decide
 from kybernate_agent.instance import Leaving, Phase, Pod, Verb
 from kybernate_agent.keepers import KeeperState
 from kybernate_agent.look import look
 from kybernate_agent.stage import Stage
+from kybernate_agent.traffic.rules import RulesError
 
 from kybernate.errors import RefusedError
 
@@ -40,6 +42,49 @@ def taken_over(actor: Actor, monkeypatch: pytest.MonkeyPatch, told_to_end: bool)
     monkeypatch.setattr(actor, "adopt", adopt)
     traffic: Any = SimpleNamespace(hold=hold)
     actor._traffic = traffic
+
+
+async def test_one_whose_rules_stay_is_still_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would run on, and its instance wait for a container for ever."""
+    actor = actor_in(tmp_path, Phase.PENDING)
+    failures = [RulesError(netns="/run/netns/x", program="iptables", reason="the xtables lock is held")]
+
+    async def adopt() -> None:
+        actor.last_keeper = KeeperState(state="running", container="c2", keeper_pid=1)
+
+    async def release() -> None:
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(actor, "adopt", adopt)
+    traffic: Any = SimpleNamespace(release=release, oldest_held_at=lambda: None)
+    actor._traffic = traffic
+    actor.offer = NEXT
+    await verbs.perform(actor, Verb.ADOPT, "its container was started")
+    assert actor.record.phase == Phase.PENDING
+    assert actor.offer == NEXT
+    assert [each.reason for each in actor.record.conditions] == ["AdoptFailed"]
+    later = actor.not_before[Verb.ADOPT]
+    assert decide(look(actor, later), later).verb == Verb.ADOPT
+
+    await verbs.perform(actor, Verb.ADOPT, "its container was started")
+    assert actor.record.phase.value == "Running"
+    assert actor.offer is None
+    assert actor.record.conditions == []
+
+
+async def test_an_offer_that_comes_meanwhile_is_taken_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = actor_in(tmp_path, Phase.PARKED)
+    taken_over(actor, monkeypatch, told_to_end=False)
+    after = Pod(uid=UID, container="c3")
+
+    async def hold(ports: list[int]) -> None:
+        actor.offered(after)
+
+    monkeypatch.setattr(actor.traffic, "hold", hold)
+    actor.offer = NEXT
+    await handover.adopt(actor, stage(actor, Verb.ADOPT))
+    assert actor.offer == after
 
 
 async def test_what_was_of_the_container_before_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

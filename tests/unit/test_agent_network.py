@@ -46,8 +46,8 @@ class Pod:
     async def close(self) -> None:
         self.closed += 1
 
-    def has_unread(self) -> bool:
-        return True
+    def has_unread(self, known: dict[int, tuple[int, int]]) -> bool:
+        return not known
 
 
 @pytest.fixture

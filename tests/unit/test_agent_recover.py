@@ -63,6 +63,32 @@ CASES = [
         found(phase=P, verb=Verb.RESUME, step="restore", keeper="parked", processes_alive=False, epochs=(3,)),
         Verdict(P, 3, wake=True),
     ),
+    Case(
+        "cut off after its images went, before that was on the disk: it ran",
+        found(verb=Verb.PROVE, step="retire", unproven=3, processes_alive=False),
+        Verdict(Phase.BACKOFF, 3, message="its container ended meanwhile"),
+    ),
+    Case(
+        "cut off while its images went: it had lived",
+        found(verb=Verb.PROVE, step="retire", unproven=3, processes_alive=False, epochs=(3,)),
+        Verdict(Phase.BACKOFF, 3, retire=(3,), message="its container ended meanwhile"),
+    ),
+    Case("ended right after its restore", found(unproven=3, processes_alive=False, epochs=(3,)), Verdict(P, 3)),
+    Case(
+        "ended long after its restore: its images are of long ago",
+        found(unproven=3, processes_alive=False, epochs=(3,), lived=True),
+        Verdict(Phase.BACKOFF, 3, retire=(3,), message="its container ended meanwhile"),
+    ),
+    Case(
+        "the same, and nobody was there to say that it was restored",
+        found(phase=P, verb=Verb.RESUME, step="restore", processes_alive=False, epochs=(3,), lived=True),
+        Verdict(Phase.BACKOFF, 3, retire=(3,), message="its container ended meanwhile"),
+    ),
+    Case(
+        "restored, and ended at once",
+        found(phase=P, verb=Verb.RESUME, step="restore", processes_alive=False, epochs=(3,)),
+        Verdict(P, 3, wake=True),
+    ),
     Case("unproven", found(unproven=3, keeper="running", epochs=(3,)), Verdict(R, 3, unproven=3)),
     Case(
         "keeper dead, processes alive",
@@ -104,3 +130,10 @@ def test_a_sleeper_without_images_is_never_started_in_silence() -> None:
     for verb in [None, Verb.PARK, Verb.RESUME, Verb.RESCUE]:
         for phase in (S, P):
             assert recover(found(phase=phase, verb=verb, processes_alive=False)).phase == Phase.LOST
+
+
+def test_one_that_slept_is_not_begun_anew_for_how_long_it_ran_before() -> None:
+    for verb in [None, Verb.PARK, Verb.RESCUE]:
+        for phase in (S, P):
+            verdict = recover(found(phase=phase, verb=verb, processes_alive=False, epochs=(3,), lived=True))
+            assert (verdict.phase, verdict.epoch, verdict.retire) == (P, 3, ())

@@ -60,7 +60,7 @@ def actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Actor:
 
     traffic: Any = SimpleNamespace(
         mode=Mode.OPEN, watch=to(Mode.WATCHING), hold=to(Mode.HOLDING), release=to(Mode.OPEN), let_probes_end=nothing,
-        has_unread=lambda: bool(actor.wake_wanted), oldest_held_at=lambda: None,
+        has_unread=lambda _: bool(actor.wake_wanted), oldest_held_at=lambda: None,
     )  # fmt: skip
     actor._traffic = traffic
     watch: Any = SimpleNamespace(close=lambda: None)

@@ -71,6 +71,13 @@ def test_fold(case: Case) -> None:
     assert activity.in_flight_since == (None if case.since is None else pytest.approx(case.since))
 
 
+def test_what_lies_unread_is_told_by_its_connection() -> None:
+    """A listener's queue is of connections, and they have not been taken."""
+    left = replace(OUTGOING, state=State.CLOSE_WAIT, unread=31)
+    found = fold(None, Sample((replace(LISTENER, unread=1), ANSWERED, left), 0), 7.0, [PORT])
+    assert found.unread == {OUTGOING.cookie: (100, 31)}
+
+
 def test_the_first_sample_counts_as_use() -> None:
     assert fold(None, Sample((), 5), 7.0).last_activity == 7.0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import msgspec
 
 from kybernate.errors import KybernateError, RefusedError, StateLostError
 from kybernate.store import Manifest
-from kybernate_agent import life, portable, processes, wake
+from kybernate_agent import clock, life, portable, processes, wake
 from kybernate_agent.actor import Actor
 from kybernate_agent.cluster.admission import Action, Answer, Case, admit
 from kybernate_agent.instance import Condition, Phase, Verb
@@ -80,7 +79,7 @@ def _is_whole(actor: Actor, manifest: Manifest) -> bool:
 
 def _say_lost(actor: Actor, error: KybernateError) -> None:
     kind = type(error).__name__.removesuffix("Error")
-    actor.say(Condition(type="StateLost", status="True", reason=kind, message=str(error), at=time.time()))
+    actor.say(Condition(type="StateLost", status="True", reason=kind, message=str(error), at=clock.now()))
     actor.services.journal.save(actor.record)
     actor.services.changed(actor.record.id)
     if actor.policy.anew_when_lost:

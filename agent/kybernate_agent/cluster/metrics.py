@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from kybernate_agent.actor import Actor
-from kybernate_agent.instance import TIER, Transition
+from kybernate_agent.instance import TIER, Record, Transition
 
 WAKE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -30,10 +30,10 @@ class Metrics:
                 self._count(transition)
         self._seen[name] = max((t.at for t in history), default=seen)
 
-    def known(self, actors: Iterable[Actor]) -> None:
+    def known(self, records: Iterable[Record]) -> None:
         """What happened before this agent began is not its to count."""
-        for actor in actors:
-            self._seen[actor.record.id] = max((t.at for t in actor.record.history), default=0.0)
+        for record in records:
+            self._seen[record.id] = max((t.at for t in record.history), default=0.0)
 
     def _count(self, transition: Transition) -> None:
         self._transitions[transition.verb, transition.outcome] += 1

@@ -19,6 +19,7 @@ from kybernate.errors import KybernateError, RefusedError
 from kybernate.kube.client import Client
 from kybernate.kube.errors import ApiError, ApiNotFoundError
 from kybernate.kube.resource import GPU_INSTANCES, PODS
+from kybernate_agent import clock
 from kybernate_agent.actor import Actor
 from kybernate_agent.cluster import doorway, restored
 from kybernate_agent.cluster.departure import depart
@@ -145,7 +146,7 @@ class Questions:
         # An application that was told to end already must not be kept as it ends; nor does one that is deleted park.
         if actor.deleting or time.monotonic() > until - ANSWER_SECONDS:
             return "end"
-        now = time.time()
+        now = clock.now()
         actor.leave(
             Leaving(
                 signal=signal, at=now, drain=departure.drain_seconds, until=now + departure.seconds, wake=departure.wake

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from kybernate.errors import InvalidError, NotFoundError, RefusedError, StateLostError
 from kybernate.store import Manifest, NoRoomError
+from kybernate_agent import clock
 from kybernate_agent.checkpoint import link
 from kybernate_agent.cluster import copies
 from kybernate_agent.instance import Condition, Phase
@@ -68,7 +68,7 @@ async def prepare(actor: Actor, image: str, digest_of: DigestOf) -> None:
         raise
     except (RefusedError, StateLostError, InvalidError, NotFoundError) as error:
         reason, message = copies.reason_of(error), str(error)
-        actor.say(Condition(type="StateLost", status="True", reason=reason, message=message, at=time.time()))
+        actor.say(Condition(type="StateLost", status="True", reason=reason, message=message, at=clock.now()))
         actor.services.journal.save(actor.record)
         actor.services.changed(actor.record.id)
         raise
@@ -92,7 +92,7 @@ async def _prepare(actor: Actor, image: str, digest_of: DigestOf) -> None:
         raise RefusedError(f"{record.id} is being deleted")
     record.epoch, record.stored_bytes = own.epoch, own.size_bytes
     member.restored, record.wakes = wanted, WAKES
-    record.enter(Phase.PARKED, time.time())
+    record.enter(Phase.PARKED, clock.now())
     actor.services.journal.save(record)
     log.info("%s: begins with the checkpoint %s", record.id, wanted)
 

@@ -70,16 +70,16 @@ async def serve_cluster(services: Services, config: ClusterConfig, news: News, s
 
         news.also(changed)
         stack.push_async_callback(writer.close)
-        await node.open()
-        metrics.known(node.actors.values())
-        stack.push_async_callback(node.close)
+        metrics.known(services.journal.records())
         health = HealthServer(
             config.health_address,
             lambda: node.ready,
             lambda: metrics.text(node.actors.values(), writer.writes, client.requests),
         )
-        await health.open()
+        await health.open()  # first: an instance's keeper may be at a dump for minutes
         stack.push_async_callback(health.close)
+        stack.push_async_callback(node.close)
+        await node.open()
         api = ApiServer(services.config.run, Api(node, Refused(), news))
         await api.open()
         stack.push_async_callback(api.close)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ from kybernate.kube.client import Client
 from kybernate.kube.errors import AlreadyExistsError, ApiError, ApiNotFoundError
 from kybernate.kube.events import Recorder, Regarding
 from kybernate.kube.resource import GPU_INSTANCES, PODS
-from kybernate_agent import probed
+from kybernate_agent import clock, probed
 from kybernate_agent.actor import Actor
 from kybernate_agent.cluster import restored
 from kybernate_agent.cluster.finalizer import release
@@ -185,7 +184,7 @@ class ClusterSource:
                 name=meta.name, uid=meta.uid, annotated=not spec.workload, start_anew=spec.start_anew,
             )  # fmt: skip
             record = Record(
-                id=name, workload=spec.workload or meta.name, since=time.time(), wanted=wanted_of(instance),
+                id=name, workload=spec.workload or meta.name, since=clock.now(), wanted=wanted_of(instance),
                 member=member,
             )  # fmt: skip
             self._learn(record, instance)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -24,7 +23,7 @@ from kybernate.kube.client import Client
 from kybernate.kube.errors import ApiError, ApiInvalidError, ApiNotFoundError, ConflictError
 from kybernate.kube.events import Recorder, Regarding
 from kybernate.kube.resource import GPU_INSTANCES
-from kybernate_agent import processes
+from kybernate_agent import clock, processes
 from kybernate_agent.actor import Actor
 from kybernate_agent.instance import TIER, Phase, Record, Verb
 
@@ -128,7 +127,7 @@ class StatusWriter:
         self._writers: dict[str, asyncio.Task[None]] = {}
         self._written: dict[str, tuple[Any, ...]] = {}
         self._told: dict[str, float] = {}  # up to when Events have been told
-        self._began = time.time()  # Events from before were told by the agent before
+        self._began = clock.now()  # Events from before were told by the agent before
         self.writes = 0
 
     def changed(self, name: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,17 @@ from typing import Any
 
 from kybernate.api import GpuWorkload
 from kybernate.errors import RefusedError
-from kybernate_agent import life
+from kybernate_agent import clock, life
 from kybernate_agent.actor import Actor
 from kybernate_agent.instance import Record, Wanted
+from kybernate_agent.journal import JournalError
 from kybernate_agent.node import Node
 from kybernate_agent.policy import wanted_of
 from kybernate_agent.standalone.starter import workload_of
 
 log = logging.getLogger(__name__)
 
+AGAIN_SECONDS = 5.0
 GIVEN_UP = "its template changed, so it begins anew and what it was is given up"
 
 
@@ -39,7 +40,9 @@ class Wishes:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._waiting: dict[str, Wish] = {}  # what is to come when an instance that is ending is gone
+        # What is to come when an instance that is ending is gone, or when the journal can be written.
+        self._waiting: dict[str, Wish] = {}
+        self._again: asyncio.TimerHandle | None = None
         self._workloads: dict[str, GpuWorkload] = {}
 
     # --- what the manifests say ---
@@ -50,8 +53,7 @@ class Wishes:
         wish = Wish(workload, source, text)
         actor = self._node.actors.get(name)
         if actor is None:
-            self._create_instance(name, wish)
-            return "created"
+            return self._create_instance(name, wish)
         if actor.deleting:
             self._waiting[name] = wish  # when the old one is gone
             return "created"
@@ -68,13 +70,29 @@ class Wishes:
         actor.reconfigure(wanted_of(workload), text)
         return "configured"
 
-    def _create_instance(self, name: str, wish: Wish) -> None:
-        now = time.time()
+    def _create_instance(self, name: str, wish: Wish) -> str:
+        """A full disk is no reason to end: the wish stays, and is tried again."""
+        self._waiting.pop(name, None)
+        now = clock.now()
         record = Record(id=name, workload=wish.workload.name, source=wish.source, text=wish.text, since=now)
         if wish.instead:
             record.event("Warning", "StateGivenUp", GIVEN_UP, now)
+        try:
+            self._node.add(record, wanted_of(wish.workload))
+        except JournalError as error:
+            log.error("%s: does not begin yet, tried again in %g s: %s", name, AGAIN_SECONDS, error)
+            self._waiting[name] = wish
+            if self._again is None:
+                self._again = asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._try_again)
+            return f"waits for room: {error}"
         self._workloads[name] = wish.workload
-        self._node.add(record, wanted_of(wish.workload))
+        return "created"
+
+    def _try_again(self) -> None:
+        self._again = None
+        for name, wish in list(self._waiting.items()):
+            if name not in self._node.actors:  # else it still ends
+                self._create_instance(name, wish)
 
     def unwant(self, workload: str) -> asyncio.Future[None]:
         """The workload is gone: its instance ends. The future is done when it has; at once where there is none."""

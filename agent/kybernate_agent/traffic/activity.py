@@ -65,6 +65,12 @@ class Activity:
         """When the oldest request in flight began; None: there is none."""
         return min(self.in_flight.values(), default=None)
 
+    @property
+    def unread(self) -> dict[int, tuple[int, int]]:
+        """By its cookie, each connection with data that nobody has read: bytes received, and how many lie unread."""
+        waiting = (found for found in self.sockets.values() if found.unread and found.state != State.LISTEN)
+        return {found.cookie: (found.received, found.unread) for found in waiting}
+
     def requests(self, now: float, max_in_flight_seconds: float) -> int:
         """Requests in flight, without those older than `max_in_flight_seconds`."""
         return sum(now - since <= max_in_flight_seconds for since in self.in_flight.values())

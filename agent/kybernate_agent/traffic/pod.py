@@ -30,7 +30,8 @@ import contextlib
 import enum
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from kybernate_agent.probes import NOTHING, Declared
 
@@ -47,6 +48,7 @@ from .sockdiag import State
 
 _ANSWER_INTERVAL_SECONDS = 0.9  # TCP_KEEPINTVL is at least 1 s; a quicker repetition is a peer that disagrees with us
 _MAX_ANSWERED = 4096
+NOTHING_UNREAD: Mapping[int, tuple[int, int]] = MappingProxyType({})
 
 
 class Mode(enum.Enum):
@@ -129,12 +131,16 @@ class PodTraffic:
         made = self._sockets()
         return self._probing.sample(made.diag.dump(), made.passive_opens())
 
-    def has_unread(self) -> bool:
-        """Whether data waits for the app, or a connection that it has not accepted, or a handshake is under way."""
+    def has_unread(self, known: Mapping[int, tuple[int, int]] = NOTHING_UNREAD) -> bool:
+        """Whether data waits for the app, or a connection that it has not accepted, or a handshake is under way.
+
+        What lies as it lay in `known` (see Activity.unread) does not count: an answer that nobody will ever read.
+        """
         ports = self._ports if self._ruled is None else self._ruled
         for found in self._sockets().diag.dump():
             pending = found.state in (State.SYN_RECV, State.NEW_SYN_RECV)
-            if found.local_port in ports and (found.unread or pending) and not self._probing.is_answered(found.flow):
+            unread = found.unread and known.get(found.cookie) != (found.received, found.unread)
+            if found.local_port in ports and (unread or pending) and not self._probing.is_answered(found.flow):
                 return True
         return False
 

@@ -1,0 +1,225 @@
+"""Files of a container that ends while they are saved: a neighbour's clearing up is no damage, its own end is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_actor import UID, actor_in
+from kybernate_agent import checkpoint, keepers, portable, whole
+from kybernate_agent.actor import Actor
+from kybernate_agent.checkpoint import CopiedError, Copy, Copying
+from kybernate_agent.instance import Leaving, Phase, Verb
+from kybernate_agent.keepers import KeeperState, process_start
+from kybernate_agent.portable import Facts
+from kybernate_agent.sleep import EndedMeanwhileError, Parking
+from kybernate_agent.stage import Stage
+from kybernate_agent.volumes import Mount
+
+from kybernate.criu.privileges import Allowed
+from kybernate.store.archive import pack
+
+ALLOWED = Allowed(0, frozenset({0}), 0, False, "", "", "")
+
+
+class Container:
+    """A keeper and an init, which are processes that do nothing, with a layer and an emptyDir."""
+
+    def __init__(self, folder: Path) -> None:
+        self.keeper, self.init = (
+            subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in range(2)
+        )
+        self.record = folder / "run" / "keepers" / "c1" / "state.json"
+        self.record.parent.mkdir(parents=True)
+        self.layer, self.volume = folder / "upper", folder / "volume"
+        for place in (self.layer, self.volume):
+            (place / "folder").mkdir(parents=True)
+            (place / "folder" / "file").write_text("precious")
+            (place / "file").write_text("precious")
+        mounts = (Mount("/data", "emptyDir", "data", False, volume=str(self.volume)),)
+        self.facts = Facts("c1", UID, "s1", "app:1", "", str(self.layer), mounts, ALLOWED)
+        self.enter("dumping")
+
+    def enter(self, state: str) -> None:
+        known = {
+            "state": state, "container": "c1", "bundle": "/bundle",
+            "keeper_pid": self.keeper.pid, "keeper_start": process_start(self.keeper.pid),
+            "init_pid": self.init.pid, "init_start": process_start(self.init.pid),
+        }  # fmt: skip
+        self.record.write_text(json.dumps(known))
+
+    def state(self) -> KeeperState:
+        found = keepers.Keeper(self.record.parents[2], "c1").last_state()
+        assert found is not None
+        return found
+
+    def kill(self, *processes: subprocess.Popen[bytes]) -> None:
+        for process in processes:
+            process.kill()
+            process.communicate(timeout=60)
+
+    def end(self) -> None:
+        """As by SIGKILL when the grace is over; and the kubelet is half through the volume."""
+        self.enter("ended")
+        self.kill(self.init, self.keeper)
+        shutil.rmtree(self.volume / "folder")
+        os.unlink(self.volume / "file")
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> Iterator[Container]:
+    made = Container(tmp_path)
+    yield made
+    made.kill(made.keeper, made.init)
+
+
+@pytest.fixture
+def actor(tmp_path: Path, container: Container, monkeypatch: pytest.MonkeyPatch) -> Actor:
+    class Answering(keepers.Keeper):
+        async def state(self) -> KeeperState:
+            return container.state()
+
+    async def facts_of(*_: Any) -> Facts:
+        return container.facts
+
+    actor = actor_in(tmp_path, Phase.PARKED, epoch=1)
+    actor._keeper = Answering(tmp_path / "run", "c1")
+    monkeypatch.setattr(portable, "facts_of", facts_of)
+    return actor
+
+
+def before_the_volume(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """`act` is done when the layer is packed and the volume is not."""
+
+    def with_act(folder: Path, *arguments: Any, **named: Any) -> int:
+        if folder.name == "volume":
+            act()
+        return pack(folder, *arguments, **named)
+
+    monkeypatch.setattr(portable, "pack", with_act)
+
+
+def stage_of(actor: Actor, verb: Verb) -> Stage:
+    return Stage(actor.services.journal, actor.record, verb, "it is time")
+
+
+def parking(actor: Actor, container: Container, kind: type[Parking] = Parking) -> Parking:
+    actor.record.leaving = Leaving(signal=15, at=0.0, drain=0.0)
+    staging = actor.services.store.stage("team.chat-0", 2, 1 << 20)
+    (staging.images / "pages-1.img").write_bytes(b"memory")
+    return kind(actor, stage_of(actor, Verb.PARK), staging, container.state(), container.facts)
+
+
+async def test_a_container_that_ends_while_it_is_packed_leaves_no_checkpoint(
+    actor: Actor, container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_the_volume(monkeypatch, container.end)
+    under_way = parking(actor, container)
+    with pytest.raises(EndedMeanwhileError, match="c1 ended"):
+        await under_way.commit()
+    assert actor.services.store.manifests() == []
+    assert not await under_way.went_through(), "its processes are gone, and what is there is not its state"
+
+
+async def test_a_container_that_stands_is_saved_whole(
+    actor: Actor, container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a neighbour clears its part of the volume up meanwhile."""
+    before_the_volume(monkeypatch, lambda: os.unlink(container.volume / "file"))
+    await parking(actor, container).commit()
+    (made,) = actor.services.store.manifests()
+    assert {"layer.tar", "emptydir-data.tar", "pages-1.img"} <= {file.name for file in made.files}
+
+
+async def test_a_keeper_that_was_killed_alone_is_no_end(
+    actor: Actor, container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hook has containerd wait for what lives."""
+    before_the_volume(monkeypatch, lambda: container.kill(container.keeper))
+    await parking(actor, container).commit()
+    assert [made.epoch for made in actor.services.store.manifests()] == [2]
+
+
+async def test_a_copy_of_what_ends_meanwhile_is_none(
+    actor: Actor, container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CopiedError):
+        await parking(actor, container, Copying).commit()
+    before_the_volume(monkeypatch, container.end)
+    copying = parking(actor, container, Copying)
+    with pytest.raises(EndedMeanwhileError):
+        await copying.commit()
+    assert isinstance(copying, Copying)
+    assert not copying.saved
+
+
+def parked(actor: Actor, container: Container) -> None:
+    """In place: its images alone."""
+    staging = actor.services.store.stage("team.chat-0", 1, 1 << 20)
+    (staging.images / "pages-1.img").write_bytes(b"memory")
+    actor.services.store.commit(staging, {})
+    container.enter("parked")
+    container.kill(container.init)
+
+
+async def test_what_is_parked_becomes_whole_only_while_its_container_stands(
+    actor: Actor, container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parked(actor, container)
+    with monkeypatch.context() as patched:
+        before_the_volume(patched, container.end)
+        with pytest.raises(EndedMeanwhileError):
+            await whole.make_whole(actor)
+    assert [made.epoch for made in actor.services.store.manifests()] == [1], "until its successor is proven"
+    assert actor.record.epoch == 1
+    assert actor.services.store.sweep() == []
+
+
+async def test_what_is_parked_becomes_whole(actor: Actor, container: Container) -> None:
+    parked(actor, container)
+    await whole.make_whole(actor)
+    (made,) = actor.services.store.manifests()
+    assert made.epoch == actor.record.epoch == 2
+    assert {"layer.tar", "emptydir-data.tar", "pages-1.img"} <= {file.name for file in made.files}
+
+
+async def test_a_parked_one_whose_keeper_ends_is_not_copied(
+    actor: Actor, container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process of it lives, so nobody waits with the clearing up."""
+    parked(actor, container)
+    before_the_volume(monkeypatch, lambda: container.kill(container.keeper))
+    actor.copies.append(Copy("checkpoint-u1", True))
+    with pytest.raises(EndedMeanwhileError):
+        await checkpoint.take_copy(actor, stage_of(actor, Verb.CHECKPOINT))
+    assert actor.services.store.sweep() == []
+
+
+@pytest.mark.parametrize(
+    ("written", "keeper", "init", "there"),
+    [
+        ("running", True, True, True),
+        ("parked", True, False, True),
+        ("ended", True, True, True),  # it has not gone yet, so containerd does not know
+        ("dumping", False, True, True),
+        ("ended", False, True, False),
+        ("dumping", False, False, False),
+        ("", False, True, False),  # the hook has cleaned up
+    ],
+)
+def test_who_stands(written: str, keeper: bool, init: bool, there: bool, container: Container) -> None:
+    container.enter(written or "running")
+    state = container.state()
+    if not keeper:
+        container.kill(container.keeper)
+    if not init:
+        container.kill(container.init)
+    if not written:
+        shutil.rmtree(container.record.parent)
+    assert keepers.stands(container.record.parents[2], state) is there

@@ -1,0 +1,248 @@
+"""An agent's start with instances whose keepers are at work, or were when all were killed."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from keeper_standin import KeeperStandin
+from kybernate_agent import network, orphan, sleep, wake
+from kybernate_agent import node as node_module
+from kybernate_agent.actor import Actor
+from kybernate_agent.cluster import serve
+from kybernate_agent.cluster.health import HealthServer
+from kybernate_agent.cluster.starter import KubeletStarter
+from kybernate_agent.config import AgentConfig, ClusterConfig
+from kybernate_agent.instance import Member, Phase, Pod, Policy, Record, Verb, Wanted
+from kybernate_agent.journal import Journal
+from kybernate_agent.keepers import process_start
+from kybernate_agent.node import EARLY, Node
+from kybernate_agent.server import News
+from kybernate_agent.services import Services
+from kybernate_agent.traffic.pod import Mode
+
+from kybernate.store import FolderStore
+
+KUBECONFIG = """apiVersion: v1
+kind: Config
+clusters: [{name: nobody, cluster: {server: "http://127.0.0.1:1"}}]
+users: [{name: agent, user: {}}]
+contexts: [{name: here, context: {cluster: nobody, user: agent}}]
+current-context: here
+"""
+
+
+class Traffic:
+    """Nothing comes and nothing is held."""
+
+    mode = Mode.HOLDING
+
+    async def release(self) -> None: ...
+    async def close(self) -> None: ...
+    async def watch(self, ports: list[int]) -> None: ...
+    async def hold(self, ports: list[int]) -> None: ...
+    def has_unread(self, known: object = None) -> bool:
+        return False
+
+    def oldest_held_at(self) -> float | None:
+        return None
+
+
+async def open_traffic(actor: Actor) -> None:
+    traffic: Any = Traffic()
+    actor._traffic = actor._traffic or traffic
+
+
+class Bed:
+    """A node of a cluster whose journal knows some instances, each with a stand-in for its keeper."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = folder / "run"
+        self.config = AgentConfig(run_dir=str(self.run), state_dir=str(folder), cluster=ClusterConfig(node_name="n1"))
+        self.journal = Journal(folder / "journal.db")
+        self.store = FolderStore(folder / "store", b"k" * 32, 0)
+        self.services = Services(
+            config=self.config, journal=self.journal, store=self.store, starter=KubeletStarter(self.config),
+            changed=lambda name: None, criu_version="4.2", runc_version="1.1", sys_resource=True,
+        )  # fmt: skip
+        self.node = Node(self.services)
+        source: Any = SimpleNamespace(wanted=lambda record: record.wanted, gone=lambda record: None)
+        self.node.source = source
+        self.keepers: dict[str, KeeperStandin] = {}
+
+    async def knows(self, name: str, phase: Phase, keeper: str, policy: Policy | None = None) -> KeeperStandin:
+        wanted = Wanted(container="app", namespace="team", policy=policy or Policy())
+        pod, member = Pod(uid=f"uid-{name}", container=name), Member(name=name, uid="gi", pod_uid=f"uid-{name}")
+        self.journal.settle(Record(id=name, workload=name, phase=phase, wanted=wanted, member=member, pod=pod))
+        self.keepers[name] = found = KeeperStandin(self.run, name, keeper)
+        return await found.__aenter__()
+
+
+@pytest_asyncio.fixture
+async def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bed]:
+    monkeypatch.setattr(Actor, "open_traffic", open_traffic)
+    monkeypatch.setattr(node_module, "LATER_SECONDS", 0.02)
+    bed = Bed(tmp_path)
+    try:
+        yield bed
+    finally:
+        await bed.node.close()
+        for keeper in bed.keepers.values():
+            await keeper.__aexit__()
+
+
+async def eventually(found: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not found():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_keeper_at_work_keeps_nobody_else_asleep(bed: Bed) -> None:
+    slow = await bed.knows("slow", Phase.SUSPENDED, "dumping")
+    await bed.knows("called", Phase.SUSPENDED, "frozen")
+    await bed.knows("parks", Phase.SUSPENDED, "frozen", Policy(state="Parked"))
+    bed.journal.step("called", "resume", "thaw", 0)  # it was being woken
+    opening = asyncio.create_task(bed.node.open())
+    await eventually(lambda: "called" in bed.node.actors and bed.node.actors["called"].record.phase == Phase.RUNNING)
+    await eventually(lambda: "parks" in bed.node.actors and bed.node.actors["parks"].decision.verb == Verb.PARK)
+    exec_of = {"container": "called", "process": {}}
+    assert await asyncio.wait_for(bed.node._answer("exec", exec_of), 20) == {}
+    creation = asyncio.create_task(bed.node._answer("create", {"container": "new"}))
+    assert bed.node.actors["parks"].busy is None, "its staging would go with those that a killed agent left"
+    assert "slow" not in bed.node.actors
+    assert not bed.node.ready
+    assert not opening.done()
+    assert not creation.done()
+    creation.cancel()
+
+    slow.state = "frozen"
+    await asyncio.wait_for(opening, 20)
+    assert bed.node.ready
+    assert {actor.may for actor in bed.node.actors.values()} == {tuple(Verb)}
+    await eventually(lambda: bool(bed.node.actors["parks"]._failures))  # it tried, and there is nothing to park
+
+
+@pytest.mark.parametrize("keeper", ["dumping", "restoring"])
+async def test_one_whose_keeper_does_not_come_to_an_end_is_left_alone_until_it_does(bed: Bed, keeper: str) -> None:
+    slow = await bed.knows("slow", Phase.RUNNING, keeper)
+    await bed.knows("other", Phase.SUSPENDED, "frozen")
+    bed.node._patience = 0.1
+    await asyncio.wait_for(bed.node.open(), 20)
+    assert bed.node.ready
+    actor = bed.node.actors["slow"]
+    assert bed.node.actors["other"].may == tuple(Verb)
+    assert actor.may in ((Verb.END,), ())
+    assert [c.reason for c in actor.record.conditions] == ["Recovery"]
+    assert keeper in actor.record.conditions[0].message
+    asked = len(slow.asked)
+    await eventually(lambda: len(slow.asked) > asked + 2)
+    assert actor.record.phase == Phase.RUNNING
+    assert set(slow.asked) == {"state"}, "nothing is done with it"
+    assert len(actor.record.events) == 1, "it is said once"
+
+    slow.state = "frozen"
+    await eventually(lambda: actor.may == tuple(Verb))
+    assert (actor.record.conditions, actor.has_keeper) == ([], True)
+
+
+async def test_one_that_is_left_alone_can_be_ended(bed: Bed) -> None:
+    slow = await bed.knows("slow", Phase.SUSPENDED, "dumping")
+    slow.write(keeper_start=1, init_start=1)  # as if both were gone: nothing is killed here
+    bed.node._patience = 0.0
+    await asyncio.wait_for(bed.node.open(), 20)
+    actor = bed.node.actors["slow"]
+    actor.pod_goes.set()
+    await asyncio.wait_for(bed.node.end(actor), 20)
+    await eventually(lambda: not bed.node.actors and not bed.node._later)
+    assert bed.journal.records() == []
+
+
+async def test_health_is_answered_while_instances_are_taken_up(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    await bed.knows("slow", Phase.SUSPENDED, "dumping")
+    servers: list[HealthServer] = []
+
+    def health(address: str, *more: Any) -> HealthServer:
+        servers.append(HealthServer("127.0.0.1:0", *more))
+        return servers[0]
+
+    monkeypatch.setattr(serve, "HealthServer", health)
+    (tmp_path / "kubeconfig").write_text(KUBECONFIG)
+    config = ClusterConfig(node_name="n1", kubeconfig=str(tmp_path / "kubeconfig"))
+    serving = asyncio.create_task(serve.serve_cluster(bed.services, config, News(), asyncio.Event()))
+    try:
+        await eventually(lambda: serving.done() or bool(servers and servers[0]._server))
+        assert not serving.done()
+        await eventually(lambda: len(bed.keepers["slow"].asked) > 1)  # it waits for that one
+        assert await get(servers[0], "/healthz") == b"200"
+        assert await get(servers[0], "/readyz") == b"503"
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+async def get(server: HealthServer, path: str) -> bytes:
+    assert server._server is not None
+    reader, writer = await asyncio.open_connection(*server._server.sockets[0].getsockname())
+    writer.write(f"GET {path} HTTP/1.1\r\n\r\n".encode())
+    async with asyncio.timeout(20):
+        answer = await reader.read()
+    writer.close()
+    return answer.split()[1]
+
+
+async def test_the_network_of_one_that_is_looked_at_is_left_to_who_looks(bed: Bed) -> None:
+    await bed.knows("slow", Phase.SUSPENDED, "frozen")
+    [record] = bed.journal.records()
+    actor = Actor(bed.services, record, record.wanted or Wanted(container="app"))
+    await actor.adopt_keeper()
+    actor.may = ()
+    await network.see_to(actor)
+    assert not actor.has_traffic
+    actor.may = EARLY
+    await network.see_to(actor)
+    assert actor.has_traffic
+    actor.forget_keeper()
+
+
+def test_mounts_of_who_may_be_at_a_restore_stay(tmp_path: Path) -> None:
+    for name in ("wakes", "left"):
+        (tmp_path / "mounts" / name / "0").mkdir(parents=True)
+    wake.clear_mounts(tmp_path, {"wakes"})
+    assert [folder.name for folder in (tmp_path / "mounts").iterdir()] == ["wakes"]
+    wake.clear_mounts_of(tmp_path, "wakes")
+    assert not list((tmp_path / "mounts").iterdir())
+
+
+@pytest.mark.parametrize("yes", [True, False])
+async def test_what_dies_after_our_yes_does_not_live(bed: Bed, yes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All were killed between the commit and the end of the processes, and those hang in the kernel."""
+    monkeypatch.setattr(sleep, "END_SECONDS", 0.05)
+    monkeypatch.setattr(orphan, "END_SECONDS", 0.05)
+    keeper = await bed.knows("dies", Phase.SUSPENDED, "dumping")
+    await keeper.__aexit__()
+    (keeper.folder / "sock").unlink()
+    staging = bed.store.stage("dies", 1, 0)
+    (staging.images / "pages-1.img").write_bytes(b"state")
+    bed.store.commit(staging, {})
+    bed.journal.step("dies", "park", "end-processes", 1)
+    if yes:
+        keeper.mark()
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        keeper.write(init_pid=process.pid, init_start=process_start(process.pid))
+        [record] = bed.journal.records()
+        actor = Actor(bed.services, record, record.wanted or Wanted(container="app"))
+        assert await bed.node._recover_or_say(actor, 0.0)
+    finally:
+        process.kill()
+        process.wait()
+    assert record.phase == (Phase.PARKED if yes else Phase.SUSPENDED)
+    assert [m.epoch for m in bed.store.manifests("dies")] == ([1] if yes else [])
