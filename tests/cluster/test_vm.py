@@ -91,6 +91,22 @@ def test_after_a_reboot_what_was_parked_is_parked(vm: VmBed) -> None:
         assert [("StateLost" in one.events()) for one in instances] == [False, False, True]
 
 
+def test_after_a_power_cut_what_was_parked_just_before_is_parked(vm: VmBed) -> None:
+    """Images, manifest, pins and journal are on the disk, not in a cache, when it says that it is parked."""
+    with vm.running("vm-dark") as (one,):
+        first, container = one.call(), one.container()
+        one.goes_to("park", "Parked", "NVME")
+        vm.node.machine.cut_power()
+        vm.node.machine.start()
+        vm.agent_ready()
+        one.await_another_container(container)
+        one.wait("Parked", LIMIT)
+        answer = one.serving()
+        assert (answer.count, answer.born) == (first.count + 1, first.born)
+        check_limits(one, one.limits())
+        assert "StateLost" not in one.events()
+
+
 def test_what_a_killed_run_left_is_found(vm: VmBed) -> None:
     """The last one: afterwards there is no virtual machine. `./dev clean` does the same."""
     folder = vm.bed.cluster.folder
