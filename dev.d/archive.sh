@@ -7,6 +7,7 @@
 
 SOURCES=/etc/apt/sources.list.d/kybernate-newer.sources
 PREFERENCES=/etc/apt/preferences.d/kybernate-newer
+PPA=/etc/apt/kybernate-ppa # says that the PPA is of ours
 ARCHIVE_MARK='# Written by ./dev setup of kybernate; ./dev clean --all removes it.'
 
 os_release() { sed -n "s/^$1=//p" /etc/os-release | tr -d '"'; }
@@ -29,7 +30,8 @@ newer_suites() {
     esac
 }
 
-# The first configured entry for suite $1 and component main, as a deb822 paragraph for the suites $2.
+# The configured entry for suite $1 and component main, as a deb822 paragraph for the suites $2: the first whose archive
+# apt knows for Debian's, for a vendor's may name the same suite; else the first.
 archive_entry() {
     {
         find /etc/apt/sources.list.d -name '*.sources' ! -path "$SOURCES" 2>/dev/null | sort |
@@ -40,8 +42,26 @@ archive_entry() {
             while read -r file; do
                 one_line_entry "$1" "$2" <"$file"
             done
-    } | awk 'BEGIN { RS = "" } NR == 1'
+    } | awk -v known="$(debian_uris)" '
+        function plain(uri) { sub(/\/+$/, "", uri); return uri }
+        BEGIN {
+            n = split(known, uris, "\n")
+            for (i = 1; i <= n; i++) debian[plain(uris[i])] = 1
+            RS = ""; FS = "\n"
+        }
+        NR == 1 { first = $0 }
+        !found {
+            for (i = 1; i <= NF; i++)
+                if (tolower($i) ~ /^uris:/) {
+                    n = split(substr($i, 6), uris, " ")
+                    for (j = 1; j <= n; j++) if (plain(uris[j]) in debian) found = 1
+                }
+            if (found) first = $0
+        }
+        END { if (first) print first }'
 }
+
+debian_uris() { apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 2>/dev/null | sort -u; }
 
 # A paragraph keeps all its fields (Signed-By may be a whole key) but what it offers: Types, Suites, Components.
 deb822_entry() {
@@ -59,8 +79,8 @@ deb822_entry() {
                 if (name != "types" && name != "suites" && name != "components" && name != "enabled")
                     kept = kept $i "\n"
             }
-            gsub(/\t/, " ", value["suites"]); gsub(/\t/, " ", value["components"])
-            if (words("types") ~ / deb / && words("enabled") !~ / no / &&
+            gsub(/\t/, " ", value["uris"]); gsub(/\t/, " ", value["suites"]); gsub(/\t/, " ", value["components"])
+            if (words("types") ~ / deb / && words("enabled") !~ / no / && words("uris") !~ / cdrom:/ &&
                 index(words("suites"), " " own " ") && index(words("components"), " main "))
                 printf "Types: deb\nSuites: %s\nComponents: main\n%s\n", suites, kept
         }'
@@ -77,7 +97,7 @@ one_line_entry() {
                 text = text (i > 1 ? "-" : "") toupper(substr(parts[i], 1, 1)) substr(parts[i], 2)
             return text
         }
-        $1 == "deb" {
+        $1 == "deb" && !/[ \t]cdrom:/ { # whose name has brackets, too
             sub(/#.*/, "")
             options = ""
             if (match($0, /\[[^\]]*\]/)) {
@@ -111,6 +131,7 @@ add_newer() {
     if [ "$(os_release ID)" = ubuntu ]; then
         say "adds the CRIU project's package archive, ppa:criu/ppa"
         has add-apt-repository || apt_install - software-properties-common
+        grep -rqsF criu/ppa /etc/apt/sources.list.d || write_config "$PPA" "$ARCHIVE_MARK"
         as_root add-apt-repository -y ppa:criu/ppa
         apt_update
         return
@@ -148,4 +169,9 @@ remove_newer() {
             as_root rm -f -- "$file"
         fi
     done
+    if grep -qsF "$ARCHIVE_MARK" "$PPA"; then
+        say "removes ppa:criu/ppa"
+        as_root add-apt-repository -y --remove ppa:criu/ppa
+        as_root rm -f -- "$PPA"
+    fi
 }

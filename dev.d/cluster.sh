@@ -29,6 +29,6 @@ missing_cluster() {
 kubernetes_built() {
     version=$(sed -n 's/^VERSION = "\(.*\)"$/\1/p' kybernate/lab/kubernetes.py)
     for program in kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl coredns; do
-        [ -x "${XDG_CACHE_HOME:-$HOME/.cache}/kybernate/kubernetes/$version/$program" ] || return
+        [ -x "$(cache_folder)/kubernetes/$version/$program" ] || return
     done
 }

@@ -1,6 +1,10 @@
 # Shared by the verbs: how the script speaks and how it becomes root.
 # shellcheck shell=sh
 
+# What programs say is read here: apt's words are other ones in other languages.
+LC_ALL=C.UTF-8
+export LC_ALL
+
 say() { printf 'dev: %s\n' "$*"; }
 
 die() {
@@ -13,17 +17,20 @@ as_root() {
     if [ "$(id -u)" -eq 0 ]; then
         "$@"
     elif command -v sudo >/dev/null; then
-        sudo -E env "PATH=$PATH" "$@"
+        sudo -E env "PATH=$PATH" "LC_ALL=$LC_ALL" "$@"
     else
         die "this needs root: run it as root, or install sudo"
     fi
 }
 
-# Run our Python as root. It leaves no files of root's in somebody's tree.
+cache_folder() { echo "${XDG_CACHE_HOME:-$HOME/.cache}/kybernate"; }
+
+# Run our Python as root. It leaves no files of root's in somebody's tree, and no folder for caches that is root's.
 python_as_root() {
     if [ "$(id -u)" -eq 0 ]; then
         "$PYTHON" "$@"
     else
+        mkdir -p "$(cache_folder)"
         "$PYTHON" -m compileall -q kybernate agent controller installer shim
         as_root env PYTHONDONTWRITEBYTECODE=1 "$PYTHON" "$@"
     fi

@@ -2,7 +2,10 @@
 # shellcheck shell=sh
 
 POLICY=/usr/sbin/policy-rc.d
-POLICY_MARK='# kybernate: packages are being installed by process'
+LISTS_LOCK=/var/lib/apt/lists/lock
+LISTS_SECONDS=5 # between two tries
+POLICY_MARK='# kybernate: packages are being installed'
+SETUP_LOCK=/run/kybernate-setup.lock
 
 # A line for each thing that is missing or too old: package, lowest version (or -), of the sets in "$@".
 missing() {
@@ -66,6 +69,7 @@ go_toolchain() {
 
 # See to the sets in "$@" (python, node, tests, bench).
 setup_packages() {
+    release_orphan
     wanted=$(missing "$@")
     if [ -z "$wanted" ]; then
         say "packages: nothing to install"
@@ -136,22 +140,41 @@ fits() { apt_from "$1" --simulate "$2" >/dev/null 2>&1; }
 
 # apt_from SUITE [--simulate] "PACKAGE ..."
 apt_from() {
-    target=$1
+    target=$1 run=held
     shift
+    [ "$1" != --simulate ] || run=as_root
     set -- -y --no-install-recommends "$@"
     [ "$target" = - ] || set -- "$@" --target-release "$target"
     # shellcheck disable=SC2048,SC2086 # packages are words
-    apt install $*
+    apt $run install $*
 }
 
+# apt RUN WORD...: RUN is what it is run by.
 apt() {
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq \
+    run=$1
+    shift
+    "$run" env DEBIAN_FRONTEND=noninteractive apt-get -qq \
         -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold -o Dpkg::Use-Pty=0 "$@"
 }
 
+# Who reads the lists, as a machine does by itself once a day, is waited for: apt itself waits for dpkg's lock alone.
 apt_update() {
     say "reads the package lists"
-    quietly apt update || say "some lists could not be read; goes on with those that could"
+    tries=60
+    until output=$(apt as_root update 2>&1); do
+        case $output in
+            *"Could not get lock $LISTS_LOCK"*) ;;
+            *)
+                printf '%s\n' "$output" >&2
+                say "some lists could not be read; goes on with those that could"
+                return
+                ;;
+        esac
+        [ $tries != 60 ] || say "waits for another process that reads them"
+        tries=$((tries - 1))
+        [ $tries -gt 0 ] || die "the package lists are still locked: $output"
+        sleep "$LISTS_SECONDS"
+    done
 }
 
 # apt_install SUITE "PACKAGE ...": list what changes, then install.
@@ -166,13 +189,11 @@ apt_install() {
     for package in containerd etcd-server; do
         installed "$package" || fresh="$fresh $package"
     done
-    (
-        trap release_services EXIT
-        trap 'exit 130' INT
-        trap 'exit 143' TERM HUP
-        hold_services
-        quietly apt_from "$1" "$2"
-    ) || die "the installation failed"
+    if [ -e "$POLICY" ] && ! grep -qsF "$POLICY_MARK" "$POLICY"; then
+        say "$POLICY is there already and decides which services start"
+    fi
+    locked true || say "waits for another ./dev, which installs packages"
+    quietly apt_from "$1" "$2" || die "the installation failed"
     for package in $fresh; do
         leave_off "$package" "${package%-server}"
     done
@@ -212,25 +233,39 @@ show_plan() {
         }'
 }
 
-# invoke-rc.d asks policy-rc.d whether it may start a service; 101 is no. A policy that is there already is respected;
-# one that a killed setup left is taken over.
-hold_services() {
-    if [ -e "$POLICY" ] && ! ours; then
-        say "$POLICY is there already and decides which services start"
-        return
-    fi
-    printf '#!/bin/sh\n%s %s\nexit 101\n' "$POLICY_MARK" $$ | as_root tee "$POLICY" >/dev/null
-    as_root chmod 755 "$POLICY"
+# invoke-rc.d asks policy-rc.d whether it may start a service; 101 is no. A policy that is there already is respected.
+# Under the lock one with our mark is what a killed setup left. The lock is root's: nobody else can hold it.
+held() {
+    # shellcheck disable=SC2016 # the inner shell expands it
+    as_root sh -euc '
+        umask 077
+        exec 9>>"$1"
+        flock -w 1800 9 || { echo "another ./dev has installed packages for 30 minutes" >&2 && exit 1; }
+        umask 022
+        policy=$2 mark=$3
+        shift 3
+        ours() { grep -qsF "$mark" "$policy"; }
+        release() { ! ours || rm -f -- "$policy"; }
+        trap release EXIT
+        trap "exit 130" INT
+        trap "exit 143" TERM HUP
+        if [ ! -e "$policy" ] || ours; then
+            printf "#!/bin/sh\n%s\nexit 101\n" "$mark" >"$policy"
+            chmod 755 "$policy"
+        fi
+        "$@" 9>&-
+    ' sh "$SETUP_LOCK" "$POLICY" "$POLICY_MARK" "$@"
 }
 
-release_services() {
-    if grep -qs "$POLICY_MARK $$\$" "$POLICY"; then
-        as_root rm -f -- "$POLICY"
+# What a killed setup left: no service would start on this machine any more.
+release_orphan() {
+    if grep -qsF "$POLICY_MARK" "$POLICY" && locked rm -f -- "$POLICY"; then
+        say "removed $POLICY, which a killed setup left"
     fi
 }
 
-# Whether the policy is of this setup, or of one that is no longer alive.
-ours() {
-    owner=$(sed -n "s/^$POLICY_MARK //p" "$POLICY")
-    [ -n "$owner" ] && { [ "$owner" = $$ ] || [ ! -d "/proc/$owner" ]; }
+# Run a command as root while no other ./dev installs packages; it fails where one does.
+locked() {
+    # shellcheck disable=SC2016 # the inner shell expands it
+    as_root sh -euc 'umask 077 && exec 9>>"$1" && shift && flock -n 9 && "$@"' sh "$SETUP_LOCK" "$@"
 }

@@ -6,7 +6,7 @@ STAMP=$ROOT/.venv/kybernate-stamp
 # The lock on this file keeps two runs in one checkout from building at once.
 setup_python() {
     (
-        flock 9
+        flock -n 9 || { say ".venv: waits for another ./dev" && flock -w 1800 9; } || die "another ./dev has held .venv for 30 minutes"
         wanted=$(stamp)
         if [ -x "$PYTHON" ] && [ "$(cat "$STAMP" 2>/dev/null)" = "$wanted" ]; then
             say ".venv: nothing to do"

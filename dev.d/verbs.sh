@@ -39,7 +39,7 @@ scripts_parse() {
 verb_image() {
     setup_packages python node
     setup_python
-    "$PYTHON" -m kybernate.lab.product_image "$@"
+    python_as_root -m kybernate.lab.product_image "$@"
 }
 
 verb_bench() {
@@ -101,14 +101,17 @@ verb_clean() {
         '' | --all) ;;
         *) die "usage: ./dev clean [--all]" ;;
     esac
+    release_orphan
     if [ -x "$PYTHON" ]; then
         python_as_root -m kybernate.lab.clean
+    elif [ "${1:-}" != --all ]; then
+        die "there is no .venv, which it takes to find what a demo, a cluster or a test left; ./dev setup makes it"
     fi
     rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build dist
     if [ "${1:-}" = --all ]; then
         remove_newer
-        say "removes .venv and ${XDG_CACHE_HOME:-$HOME/.cache}/kybernate"
-        as_root rm -rf "${XDG_CACHE_HOME:-$HOME/.cache}/kybernate"
+        say "removes .venv and $(cache_folder)"
+        as_root rm -rf "$(cache_folder)"
         rm -rf .venv
     fi
 }

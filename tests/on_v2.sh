@@ -7,13 +7,24 @@
 set -eu
 name=kybernate-on-v2-$$
 groups=$(awk '$3 == "cgroup" {print $2}' /proc/mounts)
+clean_up() {
+    for folder in $groups; do
+        tries=50 # who was killed a moment ago holds it still
+        until [ ! -d "$folder/$name" ] || rmdir "$folder/$name" 2>/dev/null; do
+            tries=$((tries - 1))
+            [ "$tries" -gt 0 ] || { echo "on_v2: held by what the command left behind: $folder/$name" >&2 && break; }
+            sleep 0.2
+        done
+    done
+}
+trap clean_up EXIT
+trap : INT TERM HUP # for the command alone; here it is cleaned up
 for folder in $groups; do
     mkdir "$folder/$name"
     for file in cpuset.cpus cpuset.mems; do
         [ ! -e "$folder/$name/$file" ] || cat "$folder/$file" >"$folder/$name/$file"
     done
 done
-trap : INT TERM HUP # for the command alone; here it is cleaned up
 status=0
 # shellcheck disable=SC2016 # the inner shells expand it
 sh -euc '
@@ -23,12 +34,4 @@ sh -euc '
     exec unshare --mount --propagation private \
         sh -c "mount -t cgroup2 none /sys/fs/cgroup && exec \"\$@\"" sh "$@"
 ' sh "$name" "$groups" "$@" || status=$?
-for folder in $groups; do
-    tries=50 # who was killed a moment ago holds it still
-    until rmdir "$folder/$name" 2>/dev/null; do
-        tries=$((tries - 1))
-        [ "$tries" -gt 0 ] || { echo "on_v2: held by what the command left behind: $folder/$name" >&2 && break; }
-        sleep 0.2
-    done
-done
 exit "$status"

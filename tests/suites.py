@@ -5,7 +5,8 @@
 A lane's suites run one after the other, all of them also when one fails. Each line of a suite is printed as it comes;
 lines of several mix, and a report of failures names its tests. On a machine with cgroup v1 the tests with real
 containers run once more on v2 (`on_v2.sh`).
-SIGINT, SIGTERM and SIGHUP are passed on to what runs, once; it has `GRACE_SECONDS` to clean up.
+SIGINT, SIGTERM and SIGHUP are passed on to what runs, once; it has `GRACE_SECONDS` to clean up. A suite that takes
+longer than `SUITE_SECONDS` is ended likewise, and has failed.
 Exit status: 0 when all passed, 1 when one failed, 130 when interrupted.
 """
 
@@ -25,6 +26,7 @@ from pathlib import Path
 
 GRACE_SECONDS = 180.0
 LAST_WORDS_SECONDS = 10.0
+SUITE_SECONDS = 3000.0
 WHOLE_PRODUCT = ("test_product*.py", "test_deploy*.py", "test_demo.py", "test_vm*.py")
 API_SERVER_ALONE = ("test_crds.py", "test_kube*.py", "test_controller*.py")
 """Files of tests/cluster; the others are a suite of their own."""
@@ -42,7 +44,7 @@ class Suite:
 
 @dataclass
 class Run:
-    """What runs now, and how it ended so far. `stopped` keeps the next suites from starting."""
+    """What runs now, and which suites have not passed so far. `stopped` keeps the next suites from starting."""
 
     running: set[subprocess.Popen[str]] = field(default_factory=set)
     failed: list[str] = field(default_factory=list)
@@ -50,14 +52,16 @@ class Run:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def lane(self, suites: Sequence[Suite]) -> None:
+        """A suite counts as failed until it has passed: what ends this thread in between is no success."""
+        self.failed.extend(suite.name for suite in suites)
         for suite in suites:
             began = time.monotonic()
             status = self._run(suite)
             if status is None:
                 return
             self.say(f"dev: {suite.name}: {time.monotonic() - began:.0f} s" + (", failed" if status else ""))
-            if status:
-                self.failed.append(suite.name)
+            if not status:
+                self.failed.remove(suite.name)
 
     def _run(self, suite: Suite) -> int | None:
         """Its exit status; None where nothing is started any more."""
@@ -78,16 +82,30 @@ class Run:
             self.running.add(child)
         reader = threading.Thread(target=self._pass_on, args=(child,), daemon=True)
         reader.start()
-        status = child.wait()
+        try:
+            status = child.wait(SUITE_SECONDS)
+        except subprocess.TimeoutExpired:
+            status = self._late(suite.name, child)
         reader.join(LAST_WORDS_SECONDS)  # who inherited its output, and outlives it, is not waited for
         with self.lock:
             self.running.discard(child)
         return status
 
+    def _late(self, name: str, child: subprocess.Popen[str]) -> int:
+        """End a suite that takes too long, with time to clean up."""
+        for number in (signal.SIGINT, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(child.pid, number)
+                child.wait(GRACE_SECONDS)
+                break
+        self.say(f"dev: {name}: not done within {SUITE_SECONDS:g} s, and ended")
+        return 1
+
     def _pass_on(self, child: subprocess.Popen[str]) -> None:
         assert child.stdout is not None
         for line in child.stdout:
-            self.say(line.rstrip("\n"))
+            with contextlib.suppress(OSError):  # nobody reads it any more; who writes must not wait for that
+                self.say(line.rstrip("\n"))
 
     def say(self, line: str) -> None:
         with self.lock:

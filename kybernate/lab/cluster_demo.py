@@ -18,6 +18,7 @@ from typing import Any
 from kybernate.errors import KybernateError
 from kybernate.lab import examples
 from kybernate.lab.cluster import Cluster
+from kybernate.lab.cluster.cluster import past_proxies
 from kybernate.lab.demo import (
     EXAMPLE,
     Answer,
@@ -29,7 +30,7 @@ from kybernate.lab.demo import (
     first_answer,
     timed,
 )
-from kybernate.lab.node import alone
+from kybernate.lab.node import alone, checked
 from kybernate.lab.product_image import product_image
 
 ROOT = EXAMPLE.parents[1]
@@ -121,7 +122,8 @@ class ClusterDemo:
 
 def go_on(cluster: Cluster) -> str:
     return f"""It goes on. By hand, as root:
-    export KUBECONFIG={cluster.kubeconfig} PATH=$PATH:{cluster.programs}:{Path(sys.executable).parent}
+    export KUBECONFIG={cluster.kubeconfig}
+    export PATH=$PATH:{cluster.programs}:{Path(sys.executable).parent}{past_proxies(cluster.plan)}
     kubectl get gw,gi
     kubectl kybernate describe chat
 `./dev clean` ends it and removes everything."""
@@ -129,6 +131,7 @@ def go_on(cluster: Cluster) -> str:
 
 def run_cluster_demo(keep: bool, name: str) -> None:
     """Raises KybernateErrors; leaves nothing behind, unless it succeeds and `keep` is wanted."""
+    checked(name)
     if os.geteuid() != 0:
         raise NotRootError
     with alone(name):

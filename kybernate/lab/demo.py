@@ -10,7 +10,6 @@ import argparse
 import http.client
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +22,8 @@ from kybernate.agentapi.client import AgentClient
 from kybernate.errors import DeadlineError, ExternalError, KybernateError, RefusedError
 from kybernate.lab import examples
 from kybernate.lab.clean import CLUSTER_DEMO, DEMO
-from kybernate.lab.node import LabNode, alone
+from kybernate.lab.node import LabNode, alone, checked
+from kybernate.lab.process import end_by_signals
 
 EXAMPLE = examples.FOLDER / "model-server"
 INSTANCE = "chat-0"
@@ -208,6 +208,7 @@ The agent's log is {node.log}. `./dev clean` ends it and removes everything."""
 
 def run_demo(keep: bool, name: str) -> None:
     """Raises KybernateErrors; leaves nothing behind, unless it succeeds and `keep` is wanted."""
+    checked(name)
     if os.geteuid() != 0:
         raise NotRootError
     with alone(name):
@@ -254,7 +255,7 @@ def main() -> int:
     parser.add_argument("--name", help=f"what its folders are called ({DEMO}, {CLUSTER_DEMO.name})")
     parser.add_argument("--cluster", action="store_true", help="the README's quick start, on a Kubernetes cluster")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_by_signals()
     try:
         if options.cluster:
             from kybernate.lab.cluster_demo import run_cluster_demo  # which imports this module

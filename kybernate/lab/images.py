@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from kybernate.lab import debian, wheels
+from kybernate.lab.builds import plain_modes
 from kybernate.lab.process import run
 
 PAUSE = "localhost/kybernate-pause:1"
@@ -107,7 +108,7 @@ def build(name: str, contents: Contents, config: Mapping[str, Any]) -> Image:
     if not archive.exists():
         folder.mkdir(parents=True, exist_ok=True)
         _forget_old(folder, slug)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as making:
+        with plain_modes(), tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as making:
             stage = Path(making, "root")
             _stage(stage, packages, contents)
             layer = Path(making, "layer.tar")
@@ -164,7 +165,8 @@ def _stage(stage: Path, packages: Sequence[debian.Package], contents: Contents) 
             (stage / path).write_bytes(file)
             (stage / path).chmod(0o755)
         else:
-            shutil.copy(file, stage / path)
+            shutil.copyfile(file, stage / path)
+            (stage / path).chmod(0o755 if file.stat().st_mode & stat.S_IXUSR else 0o644)
     (stage / "tmp").chmod(0o1777)
     if contents.compile_python:
         _compile(stage, contents.trees)

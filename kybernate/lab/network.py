@@ -8,7 +8,6 @@ of iptables is needed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import ipaddress
 import json
@@ -19,9 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from kybernate.errors import ExternalError
+from kybernate.lab import locks
 from kybernate.lab.process import ProgramError, run
 
 Network4Or6 = ipaddress.IPv4Network | ipaddress.IPv6Network
+LOCK = Path("/run/kybernate-lab.lock")
+"""A file that root alone can open: on one that others can, any user could keep all labs waiting."""
+LOCK_SECONDS = 60.0
+"""It is held for a few calls of ip(8)."""
 
 
 class NoSubnetError(ExternalError):
@@ -124,10 +128,10 @@ def routed_networks() -> list[Network4Or6]:
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Two labs that start together must not choose one subnet: they queue for a lock on the folder /run."""
-    folder = os.open("/run", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Two labs that start together must not choose one subnet: they queue for a lock. Raises LockHeldError."""
+    lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        locks.take(lock, LOCK, LOCK_SECONDS)
         yield
     finally:
-        os.close(folder)
+        os.close(lock)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,13 +20,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kybernate.agentapi.client import AgentClient, NoAgentError
-from kybernate.errors import DeadlineError, ExternalError, RefusedError
+from kybernate.errors import DeadlineError, ExternalError, InvalidError, RefusedError
 from kybernate.lab.containerd import Containerd
 from kybernate.lab.images import Image
 from kybernate.lab.process import argv_of, end, ended_by, pids, run
 from kybernate.lab.remains import contained
 
 AGENT_SECONDS = 30.0
+_NAMES = re.compile(r"kyb(ernate-(cluster-)?demo|demo-|cluster-)[a-z0-9-]{0,32}")
 
 
 class AgentFailedError(ExternalError):
@@ -38,6 +40,17 @@ class AgentLateError(DeadlineError):
 
 class InUseError(RefusedError):
     """Another process on this machine uses {name} now. Wait until it has ended."""
+
+
+class LabNameError(InvalidError):
+    """{name!r} is no name of a lab, whose folders are removed. Take one like kybernate-demo-2 (a-z, 0-9, -)."""
+
+
+def checked(name: str) -> str:
+    """The name again: it is one that nothing but a lab bears, so what has it may be removed. Raises LabNameError."""
+    if not _NAMES.fullmatch(name):
+        raise LabNameError(name=name)
+    return name
 
 
 @contextlib.contextmanager
@@ -55,10 +68,10 @@ def alone(name: str) -> Iterator[None]:
 
 
 class LabNode:
-    """A node named `name`: data below /var/lib/NAME, sockets and state below /run/NAME."""
+    """A node named `name`: data below /var/lib/NAME, sockets and state below /run/NAME. Raises LabNameError."""
 
     def __init__(self, name: str) -> None:
-        self.lib, self.run = Path("/var/lib", name), Path("/run", name)
+        self.lib, self.run = Path("/var/lib", checked(name)), Path("/run", name)
         self.prefix = self.lib / "prefix"
         self.agent_run = self.run / "agent"
         self.socket = self.agent_run / "agent.sock"

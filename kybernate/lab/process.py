@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ class ProgramError(ExternalError):
 
 
 class ProgramMissingError(ExternalError):
-    """{program} is not installed. `./dev doctor` lists the packages that this machine needs."""
+    """{program} is not installed. `./dev setup` installs it."""
 
 
 class ProgramDeadlineError(DeadlineError):
@@ -64,6 +65,20 @@ def run(
     if done.returncode:
         raise ProgramError(program=program, code=done.returncode, stderr=done.stderr.decode(errors="replace").strip())
     return done.stdout.decode(errors="replace")
+
+
+def end_by_signals() -> None:
+    """SIGTERM and SIGHUP end this program as an exception, so that what it started goes with it. The first one counts:
+    a shell and the kernel both say that a terminal is gone. What nohup(1) ignores stays ignored."""
+    numbers = [it for it in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(it) is not signal.SIG_IGN]
+
+    def ended(number: int, frame: object) -> None:
+        for other in numbers:
+            signal.signal(other, lambda number, frame: None)
+        sys.exit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, ended)
 
 
 def pids() -> list[int]:

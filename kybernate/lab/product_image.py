@@ -25,6 +25,7 @@ from pathlib import Path
 
 from kybernate.errors import InvalidError, KybernateError
 from kybernate.lab import wheels
+from kybernate.lab.builds import plain_modes
 from kybernate.lab.images import Contents, Image, build, cache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,7 +134,7 @@ def _our_packages(root: Path) -> Path:
     """A folder with our packages, whose name is the hash of what is in it; modes do not depend on this checkout's."""
     target_parent = cache() / "packages"
     target_parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target_parent, prefix=".making-") as making:
+    with plain_modes(), tempfile.TemporaryDirectory(dir=target_parent, prefix=".making-") as making:
         fresh = Path(making, "packages")
         for package in _OURS:
             source = root / package
@@ -160,6 +161,8 @@ def main() -> int:
         if options.out:
             archive = options.out.absolute()
             shutil.copyfile(image.archive, archive)
+            if "SUDO_UID" in os.environ and os.geteuid() == 0:  # it is of who called ./dev
+                os.chown(archive, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
     except (KybernateError, OSError) as error:
         print(f"image: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, KybernateError) else 1

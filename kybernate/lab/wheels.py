@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from kybernate.errors import ExternalError
+from kybernate.lab.builds import plain_modes
 from kybernate.lab.process import ProgramError, run
 
 
@@ -27,7 +28,7 @@ def installed(requirements: Path, cache: Path) -> Path:
     target = cache / "wheels" / key
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as making:
+        with plain_modes(), tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as making:
             argv = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
             only = ["--only-binary", ":all:", "--no-deps", "--python-version", version, "--require-hashes"]
             try:

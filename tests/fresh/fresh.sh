@@ -31,7 +31,6 @@ make_tree() {
     entry=$(archive_entry "$(own_suite)" "$suite")
     [ -n "$entry" ] || die "no Debian archive is configured in /etc/apt"
     say "makes a fresh $suite in $tree"
-    mkdir -p "$base"
     printf '%s\n' "$entry" | mmdebstrap --quiet --variant=apt "$suite" "$tree" -
 }
 
@@ -85,6 +84,9 @@ enter() {
         sh -c "cd $inside && $command" </dev/null
 }
 
+mkdir -p "$base"
+exec 9>"$tree.lock"
+flock -n 9 || die "another run is using $tree; wait for it, or set FRESH_DIR"
 if [ "${FRESH_KEEP:-}" != yes ]; then
     rm -rf "$tree"
     trap 'rm -rf "$tree"' EXIT

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 
 import pytest
 
 from kybernate.errors import InvalidError
 from kybernate.lab.cluster import Cluster
-from kybernate.lab.cluster.cluster import NoClusterError
+from kybernate.lab.cluster.cluster import NoClusterError, past_proxies
 from kybernate.lab.cluster.wires import NoNetworkError, Plan, free_plan, host_cable
 from kybernate.lab.network import Network4Or6
+from kybernate.lab.process import run
 
 
 def network(text: str) -> Network4Or6:
@@ -54,3 +56,18 @@ def test_a_folder_without_a_cluster(tmp_path: Path) -> None:
     (tmp_path / "cluster.json").write_text("{")
     with pytest.raises(NoClusterError):
         Cluster.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTPS_PROXY"])
+@pytest.mark.parametrize(
+    ("known", "whole"),
+    [({}, ",10.140.0.0/16"), ({"no_proxy": "a"}, "a,10.140.0.0/16"), ({"NO_PROXY": "b"}, "b,10.140.0.0/16")],
+)
+def test_a_proxy_is_passed_by_in_both_spellings(name: str, known: dict[str, str], whole: str) -> None:
+    line = past_proxies(Plan("10.140"), {name: "http://proxy"})
+    said = run(["sh", "-c", f'{line}\necho "$no_proxy $NO_PROXY"'], env={"PATH": os.environ["PATH"], **known})
+    assert said.split() == [whole, whole]
+
+
+def test_without_a_proxy_there_is_no_line() -> None:
+    assert past_proxies(Plan("10.140"), {"https_proxy": "", "no_proxy": "a"}) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -50,3 +51,25 @@ def test_the_layer_holds_files_links_and_folders(tmp_path: Path) -> None:
     assert entries["proc"].isdir()
     assert {it.mtime for it in entries.values()} == {0}
     assert not any("/doc/" in name for name in entries)
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o002])
+def test_an_image_does_not_depend_on_the_users_umask(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, umask: int
+) -> None:
+    source = tmp_path / "app.py"
+    source.write_text("pass\n")
+    digests = []
+    before = os.umask(0o022)
+    try:
+        for mask in (0o022, umask):
+            os.umask(mask)
+            source.chmod(0o666 & ~mask)
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"{mask:o}"))
+            whole = Contents(
+                ["busybox-static"], {"app.py": source, "deep/er": b"#!/bin/sh\n"}, {"usr/bin/sh": "busybox"}
+            )
+            digests.append(build("localhost/x:1", whole, {}).digest)
+    finally:
+        os.umask(before)
+    assert digests[0] == digests[1]

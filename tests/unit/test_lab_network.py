@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import stat
+from pathlib import Path
 
 import pytest
 
+from kybernate.lab import network
+from kybernate.lab.locks import LockHeldError
 from kybernate.lab.network import Bridge, NoSubnetError, free_ipv4, free_ipv6
 
 
@@ -39,3 +43,16 @@ def test_no_free_subnet_is_said() -> None:
 
 def test_a_bridge_name_fits_the_kernel() -> None:
     assert len(Bridge.named("a lab with a very long name").name) <= 15
+
+
+def test_the_lock_is_its_owners_alone_and_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(network, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(network, "LOCK_SECONDS", 0.3)
+    with network.one_at_a_time():
+        assert stat.S_IMODE((tmp_path / "lock").stat().st_mode) == 0o600
+        with pytest.raises(LockHeldError), network.one_at_a_time():
+            raise AssertionError("two at once")
+    with network.one_at_a_time():
+        pass

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
 
 from kybernate.errors import KybernateError, RefusedError
 from kybernate.lab import examples
 from kybernate.lab.clean import CLUSTER
-from kybernate.lab.cluster.cluster import Cluster, NoClusterError
+from kybernate.lab.cluster.cluster import Cluster, NoClusterError, past_proxies
 from kybernate.lab.cluster.control_plane import NAME, SHORT
 from kybernate.lab.cluster.machine import ENVIRONMENT, Machine, NotRunningError
 from kybernate.lab.node import alone
+from kybernate.lab.process import end_by_signals
 from kybernate.lab.product_image import product_image
 
 
@@ -62,12 +62,10 @@ def running() -> Cluster | None:
 
 
 def how_to_use(cluster: Cluster) -> str:
-    proxy = any(name.lower() == "https_proxy" for name in os.environ)
-    more = f"\n    export NO_PROXY=$NO_PROXY,{cluster.plan.prefix}.0.0/16" if proxy else ""
     return f"""
 Use it, as root:
     export KUBECONFIG={cluster.kubeconfig}
-    export PATH=$PATH:{cluster.programs}{more}
+    export PATH=$PATH:{cluster.programs}{past_proxies(cluster.plan)}
     kubectl get nodes
 Pods and Services answer this machine by their addresses. Images come from no registry: `./dev cluster load` puts
 Kybernate's and the examples' onto the nodes; others are imported into a node, for example
@@ -134,7 +132,7 @@ def main() -> int:
     enter.add_argument("node", help=f"n1, n2, ... or {NAME}")
     enter.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_by_signals()
     try:
         if os.geteuid() != 0:
             raise NotRootError

@@ -31,12 +31,12 @@ from typing import Any
 from kybernate.kube.client import Client
 from kybernate.kube.credentials import Access, Credentials, load_credentials, tls_context
 from kybernate.lab import kubernetes
+from kybernate.lab.clean import API_SERVERS, remove_dead_api_servers
 from kybernate.lab.cluster.pki import Authority
 
 READY_SECONDS = 120.0
 """It takes 3 to 5 s on an idle machine."""
 ADMIN = "admin"
-FOLDERS = "kybernate-apiserver-"
 KEPT = ("/registry/masterleases/", "/registry/leases/kube-system/apiserver-", "/registry/ranges/")
 """What the API server writes for itself, at any time."""
 CRD_KEYS = ("/registry/apiextensions.k8s.io/", "/registry/apiregistration.k8s.io/")
@@ -259,10 +259,8 @@ class ApiServerBed:
 @contextlib.contextmanager
 def open_apiserver_bed() -> Iterator[ApiServerBed]:
     """A bed in a temporary folder; nothing of it is left afterwards, and what killed sessions left is removed first."""
-    for left in Path(tempfile.gettempdir()).glob(f"{FOLDERS}*"):
-        if not Path("/proc", left.name.removeprefix(FOLDERS).partition("-")[0]).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"{FOLDERS}{os.getpid()}-") as folder:
+    remove_dead_api_servers()
+    with tempfile.TemporaryDirectory(prefix=f"{API_SERVERS}{os.getpid()}-") as folder:
         bed = ApiServerBed(Path(folder))
         bed.start()
         try:

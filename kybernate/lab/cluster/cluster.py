@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,14 @@ from kybernate.lab.vm.machine import end_all
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 READY_SECONDS = 180.0
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
+
+def past_proxies(plan: Plan, environment: Mapping[str, str] = os.environ) -> str:
+    """A line for a shell, to call the cluster past its proxy; nothing where it has none. curl reads the small name."""
+    if not any(environment.get(name) or environment.get(name.upper()) for name in _PROXIES):
+        return ""
+    return f"\n    export NO_PROXY=${{NO_PROXY:-$no_proxy}},{plan.prefix}.0.0/16; export no_proxy=$NO_PROXY"
 
 
 class NoClusterError(NotFoundError):

@@ -51,7 +51,7 @@ _MASKED = (
 _NO_DOCS = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "locale", "doc")]
 # Only unpacked, with the apt of the machine that builds: as an installed package it wants an initrd to be made.
 _UNPACK_KERNEL = f"""set -e
-export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
+export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" LC_ALL=C.UTF-8
 cd "$1/var/tmp"
 apt-get download -qq "$(apt-cache depends --important {_KERNEL} | sed -n 's/^ *Depends: //p' | head -n 1)"
 dpkg-deb --fsys-tarfile linux-image-*.deb | tar -x -C "$1" --keep-directory-symlink ./boot ./usr/lib/modules
@@ -172,8 +172,8 @@ def _tree(folder: Path, packages: Sequence[str], more: Sequence[str] = ()) -> No
 
 
 def _sources() -> bytes:
-    """The archive of this machine, for our suite. Raises NoArchiveError."""
-    ask = '. "$1/dev.d/archive.sh"; archive_entry "$(own_suite)" "$2"'
+    """The archive of this machine, for our suite; Ubuntu's has none of it. Raises NoArchiveError."""
+    ask = '. "$1/dev.d/archive.sh"; [ "$(os_release ID)" != debian ] || archive_entry "$(own_suite)" "$2"'
     if said := run(["sh", "-c", ask, "sh", CHECKOUT, SUITE]).strip():
         return f"{said}\n".encode()
     raise NoArchiveError
