@@ -101,15 +101,15 @@ class Node:
         self._run(actor)
 
     async def _take_up_later(self, actor: Actor) -> None:
-        """Look again until its keeper is at an end. Meanwhile it can be ended, but not while it is looked at."""
-        busy = True
-        while busy:
+        """Look again until that works. Meanwhile it can be ended, but not while it is looked at."""
+        failed = True
+        while failed:
             self._admit(actor, (Verb.END,))
             await asyncio.sleep(LATER_SECONDS)
             if actor.deleting:
                 return
             actor.may = ()
-            busy = not await self._recover_or_say(actor, 0.0)
+            failed = not await self._recover_or_say(actor, 0.0)
         actor.record.clear_condition("Degraded", "Recovery")
         self._admit(actor, tuple(Verb) if self.ready else EARLY)
 
@@ -118,17 +118,21 @@ class Node:
         actor.poke()
 
     async def _recover_or_say(self, actor: Actor, patience: float) -> bool:
-        """One instance that cannot be taken up must not keep the agent from the others. False where its keeper is at
-        work still after `patience` seconds."""
+        """One instance that cannot be taken up must not keep the agent from the others. False where nothing may be done
+        with it yet: its keeper is at work still after `patience` seconds, or nobody could say whether it has one, and
+        it would be started a second time."""
+        record = actor.record
+        before = record.phase, record.since, record.epoch, record.unproven
         try:
             await self._recover(actor, patience)
-        except KeeperBusyError as error:
-            actor.say(Condition(type="Degraded", status="True", reason="Recovery", message=str(error), at=clock.now()))
-            return False
         except (KybernateError, OSError) as error:
-            log.exception("%s: could not be taken up", actor.record.id)
-            message = f"it could not be taken up after the agent's start: {error}"
+            message = f"it cannot be taken up after the agent's start: {error}"
+            if all(message != condition.message for condition in record.conditions):
+                log.error("%s: %s", record.id, message)
             actor.say(Condition(type="Degraded", status="True", reason="Recovery", message=message, at=clock.now()))
+            if not actor.keeper_watched:
+                record.phase, record.since, record.epoch, record.unproven = before
+                return False
         return True
 
     @property

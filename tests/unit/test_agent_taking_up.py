@@ -151,6 +151,28 @@ async def test_one_whose_keeper_does_not_come_to_an_end_is_left_alone_until_it_d
     assert (actor.record.conditions, actor.has_keeper) == ([], True)
 
 
+async def test_one_of_which_nobody_can_say_what_it_is_is_looked_at_again(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its keeper it would be taken for one that has ended, and be started a second time."""
+    living = await bed.knows("living", Phase.RUNNING, "running")
+    manifests, failures = bed.store.manifests, [OSError(5, "Input/output error")] * 3
+
+    def broken(instance: str) -> Any:
+        if failures:
+            raise failures.pop()
+        return manifests(instance)
+
+    monkeypatch.setattr(bed.store, "manifests", broken)
+    await asyncio.wait_for(bed.node.open(), 20)
+    actor = bed.node.actors["living"]
+    assert (actor.has_keeper, actor.may in ((Verb.END,), ())) == (False, True)
+    assert "Input/output error" in actor.record.conditions[0].message
+    await eventually(lambda: actor.may == tuple(Verb))
+    assert (actor.record.phase, actor.record.conditions, actor.has_keeper) == (Phase.RUNNING, [], True)
+    assert set(living.asked) <= {"state"}
+
+
 async def test_one_that_is_left_alone_can_be_ended(bed: Bed) -> None:
     slow = await bed.knows("slow", Phase.SUSPENDED, "dumping")
     slow.write(keeper_start=1, init_start=1)  # as if both were gone: nothing is killed here
