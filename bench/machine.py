@@ -18,7 +18,7 @@ def facts() -> dict[str, Any]:
     """Everything a reader needs to judge the figures."""
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],  # what follows is who built it
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
