@@ -119,7 +119,8 @@ in_newer() {
 }
 
 # The machine's own suite first, then the newest: what that brings (libc6) serves the ones between. In one go apt finds
-# no way. What the own suite has may no longer fit beside a newer libc6 (libc6-dev): then the next suite's is taken.
+# no way. What the own suite has may no longer fit beside a newer libc6 (libc6-dev): then the next suite's is taken, of
+# that alone: each package from there may bring more of what it was built against (OpenSSL), and upgrade what is here.
 install_chosen() {
     newer=$(newer_suites "$(own_suite)")
     for suite in - sid trixie; do
@@ -128,11 +129,26 @@ install_chosen() {
         from=$suite
         if [ "$suite" = - ] && ! fits - "$packages"; then
             add_newer
+            sort_out "$packages"
+            [ -z "$fitting" ] || apt_install - "$fitting"
+            packages=$rest
             for from in $newer; do
                 ! fits "$from" "$packages" || break
             done
         fi
         apt_install "$from" "$packages"
+    done
+}
+
+# Which of the packages in $1 the own suite's fit: into `fitting`, the others into `rest`.
+sort_out() {
+    fitting='' rest=''
+    for package in $1; do
+        if fits - "$fitting $package"; then
+            fitting="$fitting $package"
+        else
+            rest="$rest $package"
+        fi
     done
 }
 

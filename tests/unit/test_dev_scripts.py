@@ -177,3 +177,22 @@ def test_the_environment_is_waited_for_with_a_word_and_a_limit(tmp_path: Path) -
     assert done.returncode == 2
     assert done.stdout.split("\n") == ["-n", "dev: .venv: waits for another ./dev", "-w", ""]
     assert "another ./dev has held .venv" in done.stderr
+
+
+def test_only_what_does_not_fit_comes_from_a_newer_suite(tmp_path: Path) -> None:
+    """Beside a newer libc6 its headers do not; what came along from there would upgrade OpenSSL, and dpkg refuse it."""
+    machine = """
+        own_suite() { echo bookworm; }
+        newer_suites() { echo trixie sid; }
+        add_newer() { :; }
+        fits() { case "$1 $2" in "- "*libc6-dev*) return 1 ;; esac; }
+        apt_install() { echo "$1:" $2; }
+    """
+    wanted = "- gcc\n- libc6-dev\n- openssh-client\nsid criu\ntrixie etcd-server"
+    done = sh(tmp_path, f"{machine}\ninstall_chosen '{wanted}'", "common", "packages")
+    assert done.stdout.splitlines() == [
+        "-: gcc openssh-client",
+        "trixie: libc6-dev",
+        "sid: criu",
+        "trixie: etcd-server",
+    ]
