@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -86,6 +88,27 @@ def test_while_it_takes_over_one_to_restore(
         agent.start()
         after = one.serving()
         assert (after.count, after.born) == (before.count + 1, before.born)
+
+
+@pytest.mark.parametrize("moment", [("before", "discard"), ("after", "discard"), ("before", "settle")], ids="-".join)
+def test_while_what_has_ended_is_put_aside(
+    cluster_bed: ClusterBed, agent: MortalAgent, moment: tuple[str, str]
+) -> None:
+    """The application was killed from outside: the kubelet's next container begins anew, and is the only one."""
+    name = f"aside-{'-'.join(moment)}-0"
+    with instance(cluster_bed, name) as one:
+        before = one.ask()
+        one.wait("Running")
+        agent.dies_at(moment[0], "discard", moment[1])
+        (pid,) = processes_of(name)
+        os.kill(pid, signal.SIGKILL)
+        agent.died()
+        agent.start()
+        eventually(lambda: one.restarts() == 1, LIMIT, "the kubelet has made another container")
+        after = one.serving()
+        assert (after.count, after.born != before.born) == (1, True)
+        assert one.wait("Running")["tier"] == "-"
+        assert len(processes_of(name)) == 1
 
 
 @pytest.mark.parametrize("step", ["stop", "clean"])
