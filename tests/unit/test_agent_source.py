@@ -9,23 +9,20 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_asyncio
+from agent_services import services_in
 from kybernate_agent.actor import Actor
 from kybernate_agent.cluster.lacking import lack_of
 from kybernate_agent.cluster.objects import Fate, Pod
 from kybernate_agent.cluster.source import ClusterSource
-from kybernate_agent.cluster.starter import KubeletStarter
-from kybernate_agent.config import AgentConfig, ClusterConfig
+from kybernate_agent.config import ClusterConfig
 from kybernate_agent.instance import Phase
-from kybernate_agent.journal import Journal
 from kybernate_agent.node import Node
-from kybernate_agent.services import Services
 
 from kybernate.api import names
 from kybernate.api.gpuinstance import GpuInstance, InstancePolicy, InstanceSpec
 from kybernate.api.objects import Metadata, decode
 from kybernate.kube.cache import Change, key_of
 from kybernate.kube.events import Regarding
-from kybernate.store import FolderStore
 
 NOBODY: Any = None
 
@@ -34,13 +31,8 @@ class Bed:
     """An agent's node that hears of GpuInstances; there is no API server to ask."""
 
     def __init__(self, folder: Path) -> None:
-        self.journal = Journal(folder / "journal.db")
-        config = AgentConfig(run_dir=str(folder / "run"), state_dir=str(folder))
-        services = Services(
-            config=config, journal=self.journal, store=FolderStore(folder / "store", b"k" * 32, 0),
-            starter=KubeletStarter(config), changed=lambda name: None, criu_version="4.2", runc_version="1.1",
-            sys_resource=True,
-        )  # fmt: skip
+        services = services_in(folder)
+        self.journal = services.journal
         self.node = Node(services)
         self.source = ClusterSource(self.node, NOBODY, NOBODY, ClusterConfig(node_name="n1"), NOBODY)
         self.node.source = self.source

@@ -11,23 +11,19 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from agent_services import services_in
 from keeper_standin import KeeperStandin
 from kybernate_agent import network, orphan, sleep, wake
 from kybernate_agent import node as node_module
 from kybernate_agent.actor import Actor
 from kybernate_agent.cluster import serve
 from kybernate_agent.cluster.health import HealthServer
-from kybernate_agent.cluster.starter import KubeletStarter
-from kybernate_agent.config import AgentConfig, ClusterConfig
+from kybernate_agent.config import ClusterConfig
 from kybernate_agent.instance import Member, Phase, Pod, Policy, Record, Verb, Wanted
-from kybernate_agent.journal import Journal
 from kybernate_agent.keepers import process_start
 from kybernate_agent.node import EARLY, Node
 from kybernate_agent.server import News
-from kybernate_agent.services import Services
 from kybernate_agent.traffic.pod import Mode
-
-from kybernate.store import FolderStore
 
 KUBECONFIG = """apiVersion: v1
 kind: Config
@@ -64,13 +60,8 @@ class Bed:
 
     def __init__(self, folder: Path) -> None:
         self.run = folder / "run"
-        self.config = AgentConfig(run_dir=str(self.run), state_dir=str(folder), cluster=ClusterConfig(node_name="n1"))
-        self.journal = Journal(folder / "journal.db")
-        self.store = FolderStore(folder / "store", b"k" * 32, 0)
-        self.services = Services(
-            config=self.config, journal=self.journal, store=self.store, starter=KubeletStarter(self.config),
-            changed=lambda name: None, criu_version="4.2", runc_version="1.1", sys_resource=True,
-        )  # fmt: skip
+        self.services = services_in(folder, ClusterConfig(node_name="n1"))
+        self.config, self.journal, self.store = self.services.config, self.services.journal, self.services.store
         self.node = Node(self.services)
         source: Any = SimpleNamespace(wanted=lambda record: record.wanted, gone=lambda record: None)
         self.node.source = source

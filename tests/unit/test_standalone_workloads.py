@@ -8,19 +8,15 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from kybernate_agent.cluster.starter import KubeletStarter
-from kybernate_agent.config import AgentConfig
+from agent_services import services_in
 from kybernate_agent.instance import Record
-from kybernate_agent.journal import Journal
 from kybernate_agent.node import Node
-from kybernate_agent.services import Services
 from kybernate_agent.standalone import wishes
 from kybernate_agent.standalone.folder import Folder
 from kybernate_agent.standalone.wishes import Wishes
 from kybernate_agent.workloads import Workloads, documents
 
 from kybernate.api import GpuWorkload, load
-from kybernate.store import FolderStore
 
 TEXT = """apiVersion: kybernate.io/v1alpha1
 kind: GpuWorkload
@@ -45,13 +41,8 @@ class Bed:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "workloads"
         self.path.mkdir()
-        self.journal = Journal(folder / "journal.db")
-        config = AgentConfig(run_dir=str(folder / "run"), state_dir=str(folder))
-        services = Services(
-            config=config, journal=self.journal, store=FolderStore(folder / "store", b"k" * 32, 0),
-            starter=KubeletStarter(config), changed=lambda name: None, criu_version="4.2", runc_version="1.1",
-            sys_resource=True,
-        )  # fmt: skip
+        services = services_in(folder)
+        self.journal = services.journal
         self.node = Node(services)
         self.wishes = self.node.source = Wishes(self.node)
         self.workloads = Workloads(Folder(self.path, gone_seconds=0.05), self.node, self.wishes)
