@@ -47,7 +47,8 @@ class Actor:
         self.may: tuple[Verb, ...] = tuple(Verb)  # what it may do now
         self.wake_wanted = ""  # the reason
         self.expects = ""  # what the next `create` of its container is for: start, restore, or nothing
-        self.rescued = asyncio.Event()
+        self.rescued = asyncio.Event()  # no process of its container is needed any more
+        self.over = asyncio.Event()  # the same of what it wrote, where the kubelet makes the next container
         self.parking: sleep.Parking | None = None
         self.copies: list[Copy] = []  # checkpoints of it that are waited for
         self.last_keeper: KeeperState | None = None
@@ -101,6 +102,12 @@ class Actor:
         return self._keeper is not None
 
     @property
+    def layer_outside(self) -> bool:
+        """Parked, and its container is over: what that wrote may lie with it alone, and the kubelet removes it."""
+        parked = self.services.starter.kubelet and self.record.phase == Phase.PARKED
+        return parked and not self.keeper_watched and not self.over.is_set()
+
+    @property
     def keeper_watched(self) -> bool:
         return self._watch is not None
 
@@ -120,6 +127,7 @@ class Actor:
         self._started_at = clock.now()
         await self.watch_keeper()
         self.rescued.clear()
+        self.over.clear()
         if (state := self.last_keeper) is not None:
             record.pod.upper = (
                 processes.writable_layer(state.init_pid)
@@ -340,8 +348,14 @@ class Actor:
         await self.parking.commit()
 
     async def container_deleted(self) -> None:
-        """containerd wants to clean up what lives without its keeper: not before that is safe, or to be ended."""
-        await self.rescued.wait()
+        """containerd wants to clean up after a dead keeper: not before what it leaves is safe, or not wanted."""
+        if self.record.phase != Phase.LOST:
+            await (self.over if self.services.starter.kubelet else self.rescued).wait()
+
+    def leave_container(self) -> None:
+        """Nothing of it is needed any more."""
+        self.rescued.set()
+        self.over.set()
 
     # --- the loop ---
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +21,14 @@ from typing import TYPE_CHECKING
 from kybernate import criu
 from kybernate.criu import skeleton
 from kybernate.errors import KybernateError, RefusedError
-from kybernate.store import Manifest, Staging
+from kybernate.store import Staging
 from kybernate_agent import clock, portable, probed, processes, sleep, wake
 from kybernate_agent.instance import Phase
 from kybernate_agent.sleep import DumpFailedError, Parking, refuse_unsuitable
 from kybernate_agent.stage import Stage
 from kybernate_agent.thaw import thaw
 from kybernate_agent.traffic.pod import Mode
+from kybernate_agent.whole import link
 
 if TYPE_CHECKING:
     from kybernate_agent.actor import Actor
@@ -109,13 +109,6 @@ async def _of_parked(actor: Actor, stage: Stage, copy: Copy) -> Staging:
         await asyncio.shield(asyncio.to_thread(store.discard, staging))
         raise
     return staging
-
-
-def link(manifest: Manifest, images: Path, staging: Path, *, portable_too: bool) -> None:
-    """The files that the manifest lists and nothing else. Raises OSError."""
-    for file in manifest.files:
-        if portable_too or not (file.name == portable.FILE or file.name.endswith(".tar")):
-            os.link(images / file.name, staging / file.name, follow_symlinks=False)
 
 
 async def _of_living(actor: Actor, stage: Stage, copy: Copy) -> Staging:

@@ -91,6 +91,8 @@ def _gone(view: View, now: float) -> Decision:
         return _now_or_later(view, Verb.RESCUE, "its keeper died", now)
     if view.half_restored:  # the kubelet's next container waits for it
         return _now_or_later(view, Verb.RESCUE, "its keeper died while it was restored", now)
+    if view.layer_outside:
+        return _now_or_later(view, Verb.KEEP, "its container is over, and the kubelet makes the next", now)
     if view.phase == Phase.PARKED:
         return _overdue(view, now) or Decision(ask_at=_timeout(view))
     if view.phase == Phase.RUNNING and view.unproven and not view.killed:

@@ -99,7 +99,7 @@ async def discard(actor: Actor, stage: Stage) -> None:
     actor.forget_keeper()
     if actor.last_keeper is not None:
         await orphan.end(actor.last_keeper, actor.work)
-    actor.rescued.set()
+    actor.leave_container()
     actor.orders.answer(RefusedError(f"{record.id}: its container ended"))
     await actor.close_traffic()
     if record.given_up:
@@ -142,6 +142,7 @@ async def leave(actor: Actor, stage: Stage) -> None:
             await actor.keeper.kill(leaving.signal)
     record.leaving = None
     if record.phase == Phase.PARKED:
+        actor.over.set()
         actor.forget_keeper()
         await actor.close_traffic()
 
@@ -163,7 +164,7 @@ async def finish(actor: Actor, stage: Stage) -> None:
     actor.forget_keeper()
     if actor.last_keeper is not None:
         await orphan.end(actor.last_keeper, actor.work)
-    actor.rescued.set()
+    actor.leave_container()
     stage.step("clean")
     await actor.close_traffic()
     await asyncio.to_thread(services.store.forget, record.id)

@@ -65,7 +65,7 @@ class HookServer:
         assert task is not None
         self._tasks.add(task)
         try:
-            line = await reader.readline()  # empty: it only wanted to know that somebody listens
+            line = await reader.readline()
             if line and _peer_uid(writer) == os.geteuid():
                 reply = await self._reply(line)
                 writer.write(msgspec.json.encode(reply) + b"\n")

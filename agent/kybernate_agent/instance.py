@@ -13,7 +13,8 @@ Phases and what leads from one to the next (the verbs in capitals are steps of `
     any --END--> Ended;   Parked --images damaged--> Lost;   Running --its container ended--> Backoff --START--> Running
 
 In a cluster the kubelet starts containers. START is then ADOPT, of a container that came; what a container that ended
-leaves is DISCARDed where it was no state; and LEAVE is how one goes whose pod is evicted, its state kept.
+leaves is DISCARDed where it was no state; KEEP sees to what it wrote where it was one; and LEAVE is how one goes whose
+pod is evicted, its state kept.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Verb(StrEnum):
     PARK = "park"
     RESUME = "resume"
     RESCUE = "rescue"  # its keeper died: dump what lives, make a container anew, restore into it
+    KEEP = "keep"  # parked, its container is over: what that wrote is put with the images, while it is there
     PROVE = "prove"  # the restored application lives: its images may go
     RESET = "reset"  # calls were held longer than wake.timeout
     END = "end"
@@ -253,6 +255,7 @@ class View:
     keeper_alive: bool = True
     processes_alive: bool = True
     killed: bool = False  # its container was ended by a signal from outside, and the keeper said so
+    layer_outside: bool = False  # parked, its container is over, and what that wrote may lie with it alone
     half_restored: bool = False  # its keeper died in the midst of a restore, and what that left is not ended yet
     unproven: bool = False
     prove_at: float = 0.0

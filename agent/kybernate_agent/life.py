@@ -96,7 +96,7 @@ async def rescue(actor: Actor, stage: Stage) -> None:
         actor.rescued.set()  # nothing lives any more, whatever the images are: containerd may clean up
         if not await asyncio.to_thread(_has_images, actor):
             raise StateLostError(f"{record.id}: its keeper died, and no verified images of epoch {record.epoch} exist")
-        record.wakes = actor.wake_wanted
+        record.wakes = actor.wake_wanted or record.wakes
         return
     stage.step("recreate", epoch=record.epoch, awake=was_awake)
     if not await asyncio.to_thread(_has_images, actor):
@@ -124,8 +124,8 @@ def _has_images(actor: Actor) -> bool:
 
 def _refuse_without_layer(actor: Actor) -> None:
     record, store = actor.record, actor.services.store
-    saved = portable.load(store.images(wake.verified(actor)))
-    if not (saved and saved.whole) and record.pod.upper and not Path(record.pod.upper).is_dir():
+    images = store.images(wake.verified(actor))
+    if not portable.holds_layer(images) and record.pod.upper and not Path(record.pod.upper).is_dir():
         raise StateLostError(f"{record.id}: its pod is gone, and so is the writable layer of its container")
 
 

@@ -43,6 +43,7 @@ def look(actor: Actor, now: float) -> View:
         keeper_alive=actor.keeper_watched,
         processes_alive=state is not None and processes.is_alive(state.init_pid, state.init_start),
         killed=state is not None and state.state == "ended" and state.killed,
+        layer_outside=actor.layer_outside,
         half_restored=state is not None and state.state == "restoring" and not actor.rescued.is_set(),
         unproven=record.unproven != 0 and not (state and state.lived >= actor.services.config.prove_seconds),
         prove_at=actor.prove_at,

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from kybernate.errors import DeadlineError, InvalidError, KybernateError, NotFoundError, RefusedError
-from kybernate_agent import clock, network, orphan, probed, processes, sleep, wake
+from kybernate_agent import clock, network, orphan, probed, processes, sleep, wake, whole
 from kybernate_agent.actor import Actor
 from kybernate_agent.hookserver import HookServer
 from kybernate_agent.instance import Condition, Phase, Pod, Record, Verb, Wanted
@@ -209,6 +209,8 @@ class Node:
             with contextlib.suppress(NetnsGoneError):  # the node has started anew; its pod gets another one
                 await actor.open_traffic()
                 await actor.traffic.hold(record.pod.held_ports)
+        if actor.layer_outside and await whole.outside(actor) is None:
+            actor.over.set()
         services.journal.settle(record)
 
     async def _had_our_yes(self, last: KeeperState, work: Path) -> bool:
@@ -308,6 +310,9 @@ class Node:
             while not self._ready.is_set() and not self._only_wakes(verb, container):
                 await self._next.wait()
         match verb:
+            case "sandbox":
+                await self._until_kept(str(message.get("pod_uid", "")))
+                return {}
             case "create":
                 return await self.source.create(message)
             case "started":
@@ -358,6 +363,13 @@ class Node:
         actor = next((a for a in self.actors.values() if a.record.pod.container == container), None)
         if actor is not None:
             await actor.container_deleted()
+
+    async def _until_kept(self, pod_uid: str) -> None:
+        """A container in this sandbox makes the one before it the kubelet's to remove, with all that it wrote."""
+        async with asyncio.timeout(EXEC_WAKE_SECONDS):
+            for actor in list(self.actors.values()):
+                if pod_uid and actor.record.pod.uid == pod_uid and actor.layer_outside:
+                    await actor.over.wait()
 
     async def _target(self, container: str) -> dict[str, Any]:
         actor = self._by_container(container)

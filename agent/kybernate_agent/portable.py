@@ -11,17 +11,19 @@ of the same image, mounts and rights.
 
 Not each park needs all. Layer and emptyDirs survive a restart of the machine where they are, and a park in place finds
 them there; what lies in memory (tmpfs: /dev/shm, emptyDirs of medium Memory) does not. So every park saves that, and
-only one that is to go elsewhere (`whole`) saves the rest. When a piece is put back:
+only one that is to go elsewhere (`whole`) saves the rest. The layer alone is added (`save_layer`) where the container
+is over and the next one is the kubelet's to make. When a piece is put back:
 
                                 same sandbox     same pod, new sandbox     another pod
-    layer                       carried          carried, or unpacked      unpacked
+    layer                       carried, or      carried, or unpacked      unpacked
+                                unpacked
     emptyDir                    is there         is there; replaced if     replaced
                                                  it lay in memory and the
                                                  machine has restarted
     /dev/shm                    is there         replaced                  replaced
 
-*Carried* is copied from the container before, by the caller, where that is still there. PVCs, hostPaths and what the
-kubelet makes of ConfigMaps and the like are the pod's, and only compared.
+*Carried* is copied from the container before, by the caller, where that is still there and no archive holds it. PVCs,
+hostPaths and what the kubelet makes of ConfigMaps and the like are the pod's, and only compared.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from kybernate.criu import addresses, privileges
 from kybernate.criu.mounts import mounts
 from kybernate.errors import ExternalError, RefusedError, StateLostError
 from kybernate.store import ArchiveFailedError
-from kybernate.store.archive import pack, packed_bytes, unpack
+from kybernate.store.archive import entries, pack, packed_bytes, unpack
 from kybernate_agent import namespaces, volumes
 from kybernate_agent.facts import BundleError, Facts, facts_of, read
 from kybernate_agent.volumes import EMPTY_DIR, Mount
@@ -57,12 +59,16 @@ __all__ = [
     "ViewError",
     "facts_of",
     "has_moved",
+    "holds_layer",
     "images_for",
+    "is_ours",
+    "layer_bytes",
     "load",
     "name_host",
     "needed_bytes",
     "restore",
     "save",
+    "save_layer",
 ]
 
 FILE = "portable.json"
@@ -145,6 +151,37 @@ async def save(images: Path, container: Facts, *, whole: bool, seconds: float = 
     (`sleep.save`). Raises ArchiveFailedError, DeadlineError, NotPortableError.
     """
     await asyncio.to_thread(_save, images, container, whole, time.monotonic() + seconds)
+
+
+async def layer_bytes(upper: Path, seconds: float = SECONDS) -> int:
+    """About how much `save_layer` will write. Raises ArchiveFailedError, DeadlineError."""
+    return await asyncio.to_thread(packed_bytes, upper, time.monotonic() + seconds)
+
+
+async def save_layer(images: Path, upper: Path, seconds: float = SECONDS) -> None:
+    """Write the layer of a container that is over into `images`, a staging that is not committed yet.
+
+    Nobody writes to it any more, but it may be on its way out, from the inside: that there is less of it afterwards is
+    an error. Raises ArchiveFailedError, DeadlineError.
+    """
+    await asyncio.to_thread(_save_layer, images, upper, time.monotonic() + seconds)
+
+
+def _save_layer(images: Path, upper: Path, until: float) -> None:
+    before = entries(upper, until)
+    pack(upper, images / LAYER, until)
+    if entries(upper, until) != before:
+        raise ArchiveFailedError(path=str(upper), problem="was being removed while it was packed")
+
+
+def is_ours(file: str) -> bool:
+    """Whether a file beside the images is written here, and not by CRIU."""
+    return file == FILE or file.endswith(".tar")
+
+
+def holds_layer(images: Path) -> bool:
+    """Whether verified images have the container's writable layer beside them."""
+    return (images / LAYER).exists()
 
 
 async def restore(images: Path, new: Facts, seconds: float = SECONDS) -> bool:
@@ -300,11 +337,12 @@ def _restore(images: Path, new: Facts, until: float) -> bool:
                 unpack(images / file, Path(folders[name]), until, replace=True)
         if saved.shm:
             unpack(images / SHM, Path(new.shm), until, replace=True)
-    if saved.whole:
-        if not new.upper:
-            raise NotPortableError(container=new.container, problem="its root file system is no overlay")
-        unpack(images / LAYER, Path(new.upper), until)
-    return saved.whole
+    if not holds_layer(images):
+        return False
+    if not new.upper:
+        raise NotPortableError(container=new.container, problem="its root file system is no overlay")
+    unpack(images / LAYER, Path(new.upper), until)
+    return True
 
 
 # -- another network and host name

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from kybernate.errors import KybernateError, RefusedError, StateLostError
-from kybernate_agent import checkpoint, clock, handover, life, sleep, thaw, wake
+from kybernate_agent import checkpoint, clock, handover, life, sleep, thaw, wake, whole
 from kybernate_agent.instance import Condition, Order, Phase, Verb
 from kybernate_agent.stage import AbortedError, Stage
 
@@ -99,6 +99,8 @@ async def do(actor: Actor, verb: Verb, stage: Stage, ordered: bool) -> None:
             await life.rescue(actor, stage)
         case Verb.RESET:
             await _reset(actor, stage)
+        case Verb.KEEP:
+            await whole.keep_layer(actor, stage)
         case Verb.ADOPT:
             await handover.adopt(actor, stage)
         case Verb.DISCARD:

@@ -163,6 +163,7 @@ def lost(actor: Actor, error: KybernateError) -> None:
     remedy = f"Its images were left where they are. {anew} to begin anew."
     actor.say(Condition(type="StateLost", status="True", reason=kind, message=f"{error} {remedy}", at=clock.now()))
     actor.record.enter(Phase.LOST, clock.now())
+    actor.leave_container()
     if actor.has_traffic:
         actor.traffic.stop_answering()
 

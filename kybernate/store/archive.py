@@ -21,6 +21,7 @@ import os
 import stat
 import tarfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -374,7 +375,16 @@ def _in_time(until: float, path: str) -> None:
 
 def packed_bytes(folder: Path, until: float) -> int:
     """About how long the archive of `folder` will be, for the store's room. Raises as `pack`."""
-    total, waiting = 0, [""]
+    return sum(3 * tarfile.BLOCKSIZE + min(found.st_size, found.st_blocks * 512) for found in _every(folder, until))
+
+
+def entries(folder: Path, until: float) -> int:
+    """How many files, folders and others are in `folder`. Raises as `pack`."""
+    return sum(1 for _ in _every(folder, until))
+
+
+def _every(folder: Path, until: float) -> Iterator[os.stat_result]:
+    waiting = [""]
     try:
         root = os.open(folder, FOLDER)
         try:
@@ -382,11 +392,10 @@ def packed_bytes(folder: Path, until: float) -> int:
                 path = waiting.pop()
                 for inner, found in listed(root, path):
                     _in_time(until, path)
-                    total += 3 * tarfile.BLOCKSIZE + min(found.st_size, found.st_blocks * 512)
                     if stat.S_ISDIR(found.st_mode):
                         waiting.append(inner)
+                    yield found
         finally:
             os.close(root)
     except OSError as error:
         raise ArchiveFailedError(path=str(folder), problem=f"cannot be measured: {error}") from error
-    return total

@@ -31,15 +31,16 @@ _FSYNCS = 8  # at once: they share the journal's commits
 _OPEN = 128  # at once, the largest first: CRIU writes a file for each thread, and others need descriptors too
 
 
-def record(images: int) -> tuple[ImageFile, ...]:
-    """Hash all files of the folder `images` (a descriptor) and bring them to the disk.
+def record(images: int, linked: Sequence[ImageFile] = ()) -> tuple[ImageFile, ...]:
+    """Hash all files of the folder `images` (a descriptor) and bring them to the disk. What is known of those that are
+    `linked` stays true: they are not read, and are on the disk.
 
     The disk writes while the cores hash: both wait for the same bytes, neither for the other.
     Raises OSError, UnsafePathError, StoreFailedError for a file that somebody still writes to.
     """
     sizes = {name: _stat(name, images).st_size for name in sorted(os.listdir(images))}
-    found = {}
-    for names in _batches(sorted(sizes, key=lambda name: -sizes[name])):
+    found = {file.name: file for file in linked if file.name in sizes}
+    for names in _batches(sorted(sizes.keys() - found.keys(), key=lambda name: -sizes[name])):
         with contextlib.ExitStack() as opened:
             files = [_opened(name, images, opened) for name in names]
             disk = opened.enter_context(ThreadPoolExecutor(_FSYNCS))
@@ -52,7 +53,9 @@ def record(images: int) -> tuple[ImageFile, ...]:
                 found[name] = ImageFile(name, size, *both)
     for name, file in found.items():
         if _stat(name, images).st_size != file.size:
-            raise StoreFailedError(path=name, problem="grew during the commit: somebody still writes to it")
+            raise StoreFailedError(
+                path=name, problem="has not the length that was recorded: somebody still writes to it"
+            )
     return tuple(found[name] for name in sizes)
 
 

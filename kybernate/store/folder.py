@@ -16,7 +16,7 @@ import errno
 import os
 import secrets
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from kybernate.store.errors import (
 )
 from kybernate.store.manifest import MANIFEST, seal, unseal
 from kybernate.store.paths import folder, read_file, remove_tree, write_file
-from kybernate.store.types import Manifest, Staging, validate_name
+from kybernate.store.types import ImageFile, Manifest, Staging, validate_name
 
 IMAGES = "images"
 _STAGING = "staging"
@@ -72,14 +72,14 @@ class FolderStore:
                 self._promised[name] = needed_bytes
         return Staging(instance, epoch, self._root / _STAGING / name / IMAGES)
 
-    def commit(self, staging: Staging, made: dict[str, Any]) -> Manifest:
+    def commit(self, staging: Staging, made: dict[str, Any], linked: Sequence[ImageFile] = ()) -> Manifest:
         instance, epoch = staging.instance, staging.epoch
         validate_name(instance, epoch)
         name = f"{instance}-{epoch}"
         with self._failures(instance, 0):
             try:
                 with folder(self._root, _STAGING, name) as whole, folder(self._root, _STAGING, name, IMAGES) as images:
-                    manifest, text = seal(instance, epoch, record(images), made, self._key)
+                    manifest, text = seal(instance, epoch, record(images, linked), made, self._key)
                     os.fsync(images)
                     write_file(MANIFEST, whole, text)
                     os.fsync(whole)

@@ -10,12 +10,12 @@ by the next `sweep`; there is no third state.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from kybernate.store.errors import ManifestDamagedError
-from kybernate.store.types import Manifest, Staging
+from kybernate.store.types import ImageFile, Manifest, Staging
 
 
 class Store(Protocol):
@@ -27,12 +27,14 @@ class Store(Protocol):
         """
         ...
 
-    def commit(self, staging: Staging, made: dict[str, Any]) -> Manifest:
+    def commit(self, staging: Staging, made: dict[str, Any], linked: Sequence[ImageFile] = ()) -> Manifest:
         """Make the files in `staging.images` a checkpoint: hashed, on the disk for good, listed, sealed with the node's
         key.
 
         What is there now is what is listed: files that appear later do not count (CRIU writes `stats-dump` after
-        post-dump). The files keep their inodes, so that CRIU may have them open. Idempotent: the same epoch again, with
+        post-dump). The files keep their inodes, so that CRIU may have them open. `linked` are files that were linked
+        from another checkpoint of the store, as its manifest lists them: they are listed as they are there and not
+        read; damage to them is for `check` to find, as it was before. Idempotent: the same epoch again, with
         the staging gone, returns the manifest. After an error the staging is as before: retry, or `discard`. Raises
         NoRoomError, StoreFailedError, OutOfResourcesError, UnsafePathError (a link or a folder among the images),
         EpochTakenError.

@@ -41,7 +41,7 @@ def create(hook: Hook) -> int:
     config = json.loads(raw)
     managed = oci.is_managed(config)
     if oci.is_managed_sandbox(config):
-        hook.await_agent(SANDBOX_SECONDS)
+        hook.agent("sandbox", SANDBOX_SECONDS, pod_uid=oci.notes_of(config).get(oci.CRI_POD_UID, ""))
     if not managed and not keepers:
         hook.pass_on()
     if hook.command.verb == "restore":

@@ -77,19 +77,10 @@ class Hook:
         try:
             reply = wire.ask_patiently(f"{self.run}/hook.sock", {"verb": verb, **more}, seconds)
         except (wire.Unreachable, wire.NoAnswer) as error:
-            raise _no_agent(error) from error
+            raise Failed(f"kybernate agent: {error}. Is kybernate-agent running on this node?") from error
         if reply.get("ok") is not True:
             raise Failed(f"kybernate agent refused {verb}: {reply.get('message', reply.get('error', 'no reason'))}")
         return reply
-
-    def await_agent(self, seconds: float) -> None:
-        """Until an agent listens. Raises Failed."""
-        from kybernate_shim import wire
-
-        try:
-            wire.await_listener(f"{self.run}/hook.sock", seconds)
-        except wire.Unreachable as error:
-            raise _no_agent(error) from error
 
     def complain(self, message: str) -> None:
         """As runc does: a line in the log that containerd reads, and one for people on stderr, where that can be
@@ -109,10 +100,6 @@ class Hook:
             os.write(2, f"{message}\n".encode())
         except OSError:
             pass
-
-
-def _no_agent(error: Exception) -> Failed:
-    return Failed(f"kybernate agent: {error}. Is kybernate-agent running on this node?")
 
 
 def main(run: str, runc: str, lib: str, words: list[str]) -> NoReturn:
@@ -196,7 +183,7 @@ def kill(hook: Hook) -> int:
         reply = hook.keeper("kill", signal=number, all=everyone)
         if reply is None:
             if everyone:
-                _leave_the_living_to_the_agent(hook)
+                _leave_the_state_to_the_agent(hook)
             hook.pass_on()
         if reply["ok"]:
             return 0
@@ -297,7 +284,7 @@ def delete(hook: Hook) -> int:
         hook.pass_on()
     _wait_for_end(known.keeper_pid, known.keeper_start)  # before its start it sits in the container's cgroup
     if reply is None:
-        _leave_the_living_to_the_agent(hook, stop=True)
+        _leave_the_state_to_the_agent(hook, stop=True)
     if os.path.exists(f"{known.runc_root}/{known.container}/state.json"):
         try:
             ran = subprocess.run([hook.runc, *hook.words], check=False, timeout=RUNC_SECONDS)
@@ -315,12 +302,13 @@ def delete(hook: Hook) -> int:
     return 0
 
 
-def _leave_the_living_to_the_agent(hook: Hook, stop: bool = False) -> None:
-    """A keeper that was killed leaves its container's processes: the only copy of a state. containerd takes the
-    container for ended and cleans up at once, with `kill --all` and `delete`; not before the agent has made them safe,
-    or does not want them. Raises Failed.
+def _leave_the_state_to_the_agent(hook: Hook, stop: bool = False) -> None:
+    """A keeper that was killed leaves its container's processes, or what they wrote before they were parked: the only
+    copy of a state. containerd takes the container for ended and cleans up at once, with `kill --all` and `delete`; not
+    before the agent has made it safe, or does not want it. Raises Failed.
 
-    `stop`: they wait frozen, because containerd closes the pipes of their logs when a `delete` has failed.
+    `stop`: the container is to go. Processes wait frozen, because containerd closes the pipes of their logs when a
+    `delete` has failed.
     """
     from kybernate_shim import cgroup, record
 
@@ -329,7 +317,8 @@ def _leave_the_living_to_the_agent(hook: Hook, stop: bool = False) -> None:
     except (FileNotFoundError, ValueError):
         return
     living = bool(known.cgroups) and bool(cgroup.processes(known.cgroups))
-    if known.state != record.ENDED and (living or known.state == record.RESTORING):
+    parked = stop and known.state in (record.PARKED, record.AWAITING)
+    if known.state != record.ENDED and (living or parked or known.state == record.RESTORING):
         if stop and living and known.state == record.RUNNING:
             cgroup.switch(known.cgroups, True)
         hook.agent("delete", AGENT_SECONDS, container=known.container)

@@ -13,11 +13,9 @@ import time
 
 TYPE_CHECKING = False  # the typing module would cost each hook call 4 ms
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, TypeVar
+    from typing import Any
 
     Message = dict[str, Any]
-    T = TypeVar("T")
 
 LINE_LIMIT_BYTES = 1 << 20
 
@@ -94,32 +92,12 @@ def _connect(link: _socket.socket, path: str, seconds: float) -> None:
         os.close(fd)
 
 
-def await_listener(path: str, seconds: float) -> None:
-    """Wait until somebody listens there. Raises Unreachable after `seconds`."""
-    _patiently(lambda _: _look(path), seconds)
-
-
 def ask_patiently(path: str, request: Message, seconds: float) -> Message:
     """As `ask`, but wait for a listener to appear, too: an agent that restarts is back within seconds."""
-    return _patiently(lambda left: ask(path, request, left), seconds)
-
-
-def _look(path: str) -> None:
-    link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    try:
-        _connect(link, path, 1.0)
-    except OSError as error:
-        raise Unreachable(f"{path}: {error}") from None
-    finally:
-        link.close()
-
-
-def _patiently(attempt: Callable[[float], T], seconds: float) -> T:
-    """Try until it is not Unreachable. `attempt` is told how many seconds are left."""
     end = time.monotonic() + seconds
     while True:
         try:
-            return attempt(max(end - time.monotonic(), 0.001))
+            return ask(path, request, max(end - time.monotonic(), 0.001))
         except Unreachable:
             if time.monotonic() >= end:
                 raise

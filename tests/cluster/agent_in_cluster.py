@@ -95,6 +95,18 @@ class NodeAgent:
         finally:
             self.start()
 
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Stopped for the block, with nsenter, which stops when it does and would not go on by itself."""
+        every = [pid for pid in pids() if str(self.config) in argv_of(pid)]
+        for pid in every:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in every:
+                os.kill(pid, signal.SIGCONT)
+
 
 class MortalAgent(NodeAgent):
     """It dies where `dies_at` says, once; tests/faults/mortal_agent.py."""

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from agent_bed import Answer, ask
@@ -134,10 +135,15 @@ def status_writes(agent: NodeAgent) -> int:
     return int(next(line for line in lines if line.startswith("kybernate_status_writes_total ")).split()[1])
 
 
+def record_of(bed: ClusterBed, name: str) -> dict[str, Any]:
+    """An instance as the journal has it."""
+    record: dict[str, Any] = json.loads(bed.node.run([PYTHON, "-c", READ_RECORD, name]))
+    return record
+
+
 def in_journal(bed: ClusterBed, name: str) -> tuple[str, int]:
     """Phase and epoch of an instance."""
-    said = bed.node.run([PYTHON, "-c", READ_RECORD, name])
-    record = json.loads(said)
+    record = record_of(bed, name)
     return str(record["phase"]), int(record["epoch"])
 
 
@@ -195,6 +201,10 @@ for path in glob.glob("/proc/[0-9]*/cmdline"):
 """For each container of the runtime that waits to be created: its pod, and whether it is a sandbox."""
 
 
+def waiting(bed: ClusterBed) -> str:
+    return bed.node.run([PYTHON, "-c", WAITING]).strip()
+
+
 def test_a_node_that_is_up_long_before_its_agent_keeps_what_was_parked(bed: ClusterBed, agent: NodeAgent) -> None:
     """Its pods do not get so far that the kubelet could remove their dead containers, and the layers with them."""
     with instance(bed, "early-0") as one:
@@ -203,13 +213,60 @@ def test_a_node_that_is_up_long_before_its_agent_keeps_what_was_parked(bed: Clus
         one.order("park")
         bed.cluster.take_away(bed.node)
         bed.cluster.bring_back(bed.node)
-        said = eventually(lambda: bed.node.run([PYTHON, "-c", WAITING]).strip(), LIMIT, "the hook waits for an agent")
+        said = eventually(lambda: waiting(bed), LIMIT, "the hook waits for an agent")
         assert said == "early-0 sandbox"
         agent.start()
         eventually(lambda: one.restarts() >= 1 and one.ready(), LIMIT, "it is ready again")
         assert one.wait("Parked")["tier"] == "NVME"
         assert one.ask().born == born
         assert bed.kubectl("exec", "early-0", "--", "/bin/cat", "/note").strip() == "kept"
+
+
+@contextlib.contextmanager
+def kubelet_still(bed: ClusterBed) -> Iterator[None]:
+    bed.node.machine.signal("kubelet", signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        bed.node.machine.signal("kubelet", signal.SIGCONT)
+
+
+@pytest.mark.parametrize("what", ["keeper", "node"])
+def test_the_kubelet_removes_the_layer_while_the_next_container_is_made(
+    bed: ClusterBed, agent: NodeAgent, what: str
+) -> None:
+    """It removes dead containers once a minute but for the newest, and takes one that does not run yet for that."""
+    with instance(bed, f"layer-{what}-0") as one, contextlib.ExitStack() as still:
+        bed.kubectl("exec", one.name, "--", "/bin/sh", "-c", "echo kept > /note")
+        born = one.ask().born
+        one.order("park")
+        upper = record_of(bed, f"default.{one.name}")["pod"]["upper"]
+        assert is_there(bed, upper)
+        if what == "node":
+            bed.cluster.take_away(bed.node)
+            bed.cluster.bring_back(bed.node)
+            eventually(lambda: waiting(bed) == f"{one.name} sandbox", LIMIT, "its sandbox waits for an agent")
+        with kubelet_still(bed):
+            if what == "node":
+                agent.start()
+            else:
+                os.kill(keeper_of(bed, one.name), signal.SIGKILL)
+            kept = ("Parked", 2)
+            eventually(lambda: in_journal(bed, f"default.{one.name}") == kept, LIMIT, "its layer is with its images")
+            eventually(lambda: waiting(bed) == "", LIMIT, "its sandbox is made")
+            still.enter_context(agent.still())
+        eventually(lambda: not is_there(bed, upper), LIMIT, "the kubelet has removed the container before")
+        assert waiting(bed) == f"{one.name} container", "the next one is made, and waits for the agent"
+        still.close()
+        eventually(lambda: one.restarts() >= 1 and one.ready(), LIMIT, "it is ready again")
+        assert one.wait("Parked")["tier"] == "NVME"
+        assert one.ask().born == born
+        assert bed.kubectl("exec", one.name, "--", "/bin/cat", "/note").strip() == "kept"
+        assert "StateLost" not in one.events()
+
+
+def is_there(bed: ClusterBed, folder: str) -> bool:
+    return bool(bed.node.run(["sh", "-c", 'test ! -d "$1" || echo yes', "sh", folder]))
 
 
 def test_an_eviction_that_nobody_saw_keeps_the_state(bed: ClusterBed, agent: NodeAgent) -> None:

@@ -19,6 +19,7 @@ from agent_in_cluster import (
     remove,
 )
 from cluster_bed import ClusterBed
+from test_agent_faults import keeper_of
 
 GRACE = {"terminationGracePeriodSeconds": 60}
 LIMIT = 120
@@ -109,6 +110,26 @@ def test_while_what_has_ended_is_put_aside(
         assert (after.count, after.born != before.born) == (1, True)
         assert one.wait("Running")["tier"] == "-"
         assert len(processes_of(name)) == 1
+
+
+@pytest.mark.parametrize("moment", [("before", "pack"), ("after", "pack"), ("before", "settle")], ids="-".join)
+def test_while_a_layer_is_put_with_its_images(
+    cluster_bed: ClusterBed, agent: MortalAgent, moment: tuple[str, str]
+) -> None:
+    name = f"packed-{'-'.join(moment)}-0"
+    with instance(cluster_bed, name) as one:
+        cluster_bed.kubectl("exec", name, "--", "/bin/sh", "-c", "echo kept > /note")
+        before = one.ask()
+        one.order("park")
+        agent.dies_at(moment[0], "keep", moment[1])
+        os.kill(keeper_of(cluster_bed, name), signal.SIGKILL)
+        agent.died()
+        assert processes_of(name) == []
+        agent.start()
+        eventually(lambda: one.restarts() == 1, LIMIT, "the kubelet has made another container")
+        after = one.serving()
+        assert (after.count, after.born) == (before.count + 1, before.born)
+        assert cluster_bed.kubectl("exec", name, "--", "/bin/cat", "/note").strip() == "kept"
 
 
 @pytest.mark.parametrize("step", ["stop", "clean"])

@@ -69,9 +69,7 @@ class StandIn:
 
     def _one(self, link: socket.socket) -> None:
         with contextlib.suppress(BrokenPipeError), link, link.makefile("rwb") as stream:  # who asked may not wait
-            if not (line := stream.readline()):
-                return  # it only wanted to know that somebody listens
-            request = json.loads(line)
+            request = json.loads(stream.readline())
             self.heard.append(request)
             answer = self.answers.get(request["verb"], {"ok": True})
             reply = answer(request) if callable(answer) else answer

@@ -291,9 +291,15 @@ def test_death_of_the_keeper_of_a_running_container_is_an_exit_and_delete_waits_
 
 
 def test_death_of_the_keeper_of_a_parked_container_is_an_exit_and_keeps_the_images(bed: Bed) -> None:
+    """And what the container wrote, until the agent says that it is safe."""
     container = bed.container(COUNT)
     to_parked(container)
+    bed.agent.answers["delete"] = {"ok": False, "message": "its layer is not kept yet"}
     os.kill(container.record()["keeper_pid"], signal.SIGKILL)
+    until(lambda: container.task() == "STOPPED")
+    assert "not kept yet" in container.runc("delete", container.id).stderr
+    assert container.folder.exists()
+    del bed.agent.answers["delete"]
     assert container.wait_exit() == 137
     nothing_left(container)
     assert (container.images / "inventory.img").exists()

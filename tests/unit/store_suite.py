@@ -115,6 +115,30 @@ class StoreSuite:
         flip(store.images(manifest) / "core-599.img", 0)
         assert "core-599.img: its content has changed" in refused_within_a_second(store, manifest)
 
+    def test_linked_files_are_listed_as_they_were_and_not_read(self, store: Store) -> None:
+        first = committed(store)
+        staging = store.stage("chat-0", 2, MIB)
+        for file in first.files:
+            os.link(store.images(first) / file.name, staging.images / file.name)
+        write(staging.images, {"layer.tar": b"files"})
+        flip(staging.images / "pages-1.img", 12345)
+        second = store.commit(staging, MADE, first.files)
+        assert {file.name for file in second.files} == {*FILES, "layer.tar"}
+        assert [file for file in second.files if file.name != "layer.tar"] == list(first.files)
+        assert "pages-1.img" in refused_within_a_second(store, second)
+        flip(store.images(second) / "pages-1.img", 12345)
+        store.check(second, thorough=True)
+        store.retire(first)
+        store.check(second)
+
+    def test_a_linked_file_that_is_shorter_now_is_refused(self, store: Store) -> None:
+        first = committed(store)
+        staging = store.stage("chat-0", 2, MIB)
+        os.link(store.images(first) / "core-1.img", staging.images / "core-1.img")
+        os.truncate(staging.images / "core-1.img", 1)
+        with pytest.raises(StoreFailedError, match="core-1"):
+            store.commit(staging, MADE, first.files)
+
     def test_an_epoch_is_written_once(self, store: Store) -> None:
         committed(store, files={"core-1.img": b"x"})
         with pytest.raises(EpochTakenError, match=r"chat-0: epoch 1"):

@@ -48,6 +48,7 @@ def actor_in(folder: Path, phase: Phase = Phase.PARKED) -> Actor:
     staging = actor.services.store.stage("team.chat-0", 1, 0)
     (staging.images / "pages-1.img").write_bytes(b"state")
     actor.services.store.commit(staging, {})
+    actor.over.set()
     return actor
 
 
@@ -63,6 +64,28 @@ async def test_files_go_into_one_container_at_a_time(tmp_path: Path, carrying: C
     assert await first == {"action": "restore"}
     assert carrying.times == 1
     assert (await doorway.ask(actor, MESSAGE)).action == Action.RESTORE
+
+
+async def test_nothing_is_let_in_before_the_layer_lies_with_the_images(tmp_path: Path) -> None:
+    actor = actor_in(tmp_path)
+    actor.over.clear()
+    assert (await doorway.ask(actor, MESSAGE)).action == Action.WAIT
+    actor.over.set()
+    assert (await doorway.ask(actor, MESSAGE)).action == Action.RESTORE
+
+
+@pytest.mark.parametrize(("kept", "action"), [(True, Action.RESTORE), (False, Action.LOSE)])
+async def test_the_container_before_is_not_needed_where_the_images_have_its_layer(
+    tmp_path: Path, kept: bool, action: Action
+) -> None:
+    actor = actor_in(tmp_path)
+    actor.record.pod.upper = str(tmp_path / "removed")
+    if kept:
+        staging = actor.services.store.stage("team.chat-0", 2, 0)
+        (staging.images / "layer.tar").write_bytes(b"files")
+        actor.services.store.commit(staging, {})
+        actor.record.epoch = 2
+    assert (await doorway.ask(actor, MESSAGE)).action == action
 
 
 def deleted(actor: Actor) -> None:

@@ -189,6 +189,58 @@ async def test_what_is_parked_becomes_whole(actor: Actor, container: Container) 
     assert {"layer.tar", "emptydir-data.tar", "pages-1.img"} <= {file.name for file in made.files}
 
 
+def over(actor: Actor, container: Container) -> None:
+    """Parked in place, and its keeper has died: the kubelet makes its next container."""
+    parked(actor, container)
+    actor.record.pod.upper = str(container.layer)
+    actor._keeper = None
+    container.kill(container.keeper)
+
+
+async def keep(actor: Actor) -> None:
+    async with stage_of(actor, Verb.KEEP) as stage:
+        await whole.keep_layer(actor, stage)
+
+
+async def test_the_layer_of_a_container_that_is_over_is_put_with_the_images(actor: Actor, container: Container) -> None:
+    over(actor, container)
+    assert actor.layer_outside
+    await keep(actor)
+    (made,) = actor.services.store.manifests()
+    assert {file.name for file in made.files} == {"layer.tar", "pages-1.img"}
+    assert (made.epoch, actor.record.epoch, actor.record.stored_bytes) == (2, 2, made.size_bytes)
+    actor.services.store.check(made)
+    assert not actor.layer_outside
+    await keep(actor)
+    assert [again.epoch for again in actor.services.store.manifests()] == [2], "nothing is to be added"
+
+
+async def test_a_layer_that_is_being_removed_is_not_kept(
+    actor: Actor, container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over(actor, container)
+
+    def and_remove(folder: Path, *arguments: Any, **named: Any) -> int:
+        os.unlink(folder / "file")  # before it is read, which nobody sees while the rest is
+        return pack(folder, *arguments, **named)
+
+    monkeypatch.setattr(portable, "pack", and_remove)
+    await keep(actor)
+    assert [made.epoch for made in actor.services.store.manifests()] == [1]
+    assert [event.reason for event in actor.record.events] == ["LayerOutside"]
+    assert "was being removed" in actor.record.events[0].message
+    assert actor.services.store.sweep() == []
+    assert not actor.layer_outside, "its next container does not wait for ever"
+
+
+async def test_without_a_layer_nothing_is_kept(actor: Actor, container: Container) -> None:
+    over(actor, container)
+    shutil.rmtree(container.layer)
+    await keep(actor)
+    assert [made.epoch for made in actor.services.store.manifests()] == [1]
+    assert (actor.record.events, actor.layer_outside) == ([], False)
+
+
 async def test_a_parked_one_whose_keeper_ends_is_not_copied(
     actor: Actor, container: Container, monkeypatch: pytest.MonkeyPatch
 ) -> None:

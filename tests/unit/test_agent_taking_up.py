@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 import pytest_asyncio
 from agent_services import services_in
 from keeper_standin import KeeperStandin
-from kybernate_agent import network, orphan, sleep, wake
+from kybernate_agent import network, orphan, portable, sleep, wake
 from kybernate_agent import node as node_module
 from kybernate_agent.actor import Actor
 from kybernate_agent.cluster import serve
@@ -24,6 +25,8 @@ from kybernate_agent.keepers import process_start
 from kybernate_agent.node import EARLY, Node
 from kybernate_agent.server import News
 from kybernate_agent.traffic.pod import Mode
+
+from kybernate.store.archive import pack
 
 KUBECONFIG = """apiVersion: v1
 kind: Config
@@ -60,6 +63,7 @@ class Bed:
 
     def __init__(self, folder: Path) -> None:
         self.run = folder / "run"
+        self.run.mkdir(mode=0o700)
         self.services = services_in(folder, ClusterConfig(node_name="n1"))
         self.config, self.journal, self.store = self.services.config, self.services.journal, self.services.store
         self.node = Node(self.services)
@@ -73,6 +77,20 @@ class Bed:
         self.journal.settle(Record(id=name, workload=name, phase=phase, wanted=wanted, member=member, pod=pod))
         self.keepers[name] = found = KeeperStandin(self.run, name, keeper)
         return await found.__aenter__()
+
+    def parked(self, name: str, upper: str, *files: str) -> Record:
+        """Without a keeper; with images, beside which are `files`."""
+        wanted, member = Wanted(container="app", namespace="team"), Member(name=name, uid="gi", pod_uid=f"uid-{name}")
+        pod = Pod(uid=f"uid-{name}", container=name, upper=upper)
+        record = Record(
+            id=name, workload=name, phase=Phase.PARKED, epoch=1, wanted=wanted, member=member, pod=pod
+        )  # fmt: skip
+        self.journal.settle(record)
+        staging = self.store.stage(name, 1, 0)
+        for file in ("pages-1.img", *files):
+            (staging.images / file).write_bytes(b"state")
+        self.store.commit(staging, {})
+        return record
 
 
 @pytest_asyncio.fixture
@@ -162,6 +180,41 @@ async def test_one_of_which_nobody_can_say_what_it_is_is_looked_at_again(
     await eventually(lambda: actor.may == tuple(Verb))
     assert (actor.record.phase, actor.record.conditions, actor.has_keeper) == (Phase.RUNNING, [], True)
     assert set(living.asked) <= {"state"}
+
+
+async def test_a_sandbox_waits_until_the_layer_of_what_is_parked_lies_with_its_images(
+    bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine has started anew: keepers and bundles are gone, images and layers are there."""
+    upper, go_on = tmp_path / "upper", threading.Event()
+    upper.mkdir()
+    (upper / "note").write_text("kept")
+    record = bed.parked("parked", str(upper))
+
+    def packing(*arguments: Any, **named: Any) -> int:
+        assert go_on.wait(60)
+        return pack(*arguments, **named)
+
+    monkeypatch.setattr(portable, "pack", packing)
+    opening = asyncio.create_task(bed.node.open())
+    sandbox = asyncio.create_task(bed.node._answer("sandbox", {"pod_uid": record.pod.uid}))
+    await asyncio.wait_for(opening, 20)
+    assert await asyncio.wait_for(bed.node._answer("sandbox", {"pod_uid": "uid-other"}), 20) == {}
+    await eventually(lambda: bed.node.actors["parked"].busy == Verb.KEEP)
+    assert not sandbox.done()
+    go_on.set()
+    assert await asyncio.wait_for(sandbox, 20) == {}
+    (made,) = bed.store.manifests("parked")
+    assert (made.epoch, "layer.tar" in {file.name for file in made.files}) == (2, True)
+
+
+async def test_nothing_is_kept_twice_nor_of_what_is_gone(bed: Bed, tmp_path: Path) -> None:
+    bed.parked("kept", str(tmp_path), "layer.tar")
+    bed.parked("gone", str(tmp_path / "removed"))
+    await asyncio.wait_for(bed.node.open(), 20)
+    for name in ("kept", "gone"):
+        actor = bed.node.actors[name]
+        assert (actor.layer_outside, actor.record.history, actor.record.epoch) == (False, [], 1)
 
 
 async def test_one_that_is_left_alone_can_be_ended(bed: Bed) -> None:

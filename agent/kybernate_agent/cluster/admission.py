@@ -29,7 +29,7 @@ class Case:
     living: bool = False  # a container of it lives, with or without its keeper
     given_up: bool = False
     images: bool = False  # verified images of its epoch exist
-    files: bool = False  # the writable layer of the container before is there
+    files: bool = False  # the writable layer is there: with the images, or with the container before
     same_pod: bool = True
     portable: bool = False  # all that another pod needs lies with the images
     may_begin_anew: bool = False  # a person, or onStateLost: Start, accepts that its state is lost

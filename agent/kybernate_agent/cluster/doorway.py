@@ -38,6 +38,8 @@ async def ask(actor: Actor | None, message: Mapping[str, Any]) -> Answer:
         return admit(Case(named=False))
     if actor.busy not in (None, Verb.PROVE, Verb.RESET):
         return Answer(Action.WAIT, f"{actor.record.id}: {actor.busy} is under way")
+    if actor.layer_outside:
+        return Answer(Action.WAIT, f"{actor.record.id}: its files are about to be put with its images")
     if actor.record.id in _coming:
         return Answer(Action.WAIT, f"{actor.record.id}: its files are still put into a container of before")
     answer = admit(await _case(actor, str(message.get("pod_uid", ""))))
@@ -52,7 +54,9 @@ async def ask(actor: Actor | None, message: Mapping[str, Any]) -> Answer:
 
 async def _case(actor: Actor, pod_uid: str) -> Case:
     record = actor.record
-    manifests = await asyncio.to_thread(actor.services.store.manifests, record.id)
+    store = actor.services.store
+    manifests = await asyncio.to_thread(store.manifests, record.id)
+    kept = bool(manifests) and portable.holds_layer(store.images(manifests[0]))
     state = actor.last_keeper
     alive = state is not None and bool(processes.pids_of(state.cgroups)) and not _ended(actor)
     return Case(
@@ -62,7 +66,7 @@ async def _case(actor: Actor, pod_uid: str) -> Case:
         living=actor.keeper_watched or actor.offer is not None or alive,
         given_up=bool(record.given_up),
         images=bool(manifests) and manifests[0].epoch == record.epoch,
-        files=bool(record.pod.upper) and Path(record.pod.upper).is_dir(),
+        files=kept or (bool(record.pod.upper) and Path(record.pod.upper).is_dir()),
         same_pod=record.pod.uid in ("", pod_uid),
         portable=bool(manifests) and await asyncio.to_thread(_is_whole, actor, manifests[0]),
         may_begin_anew=bool(record.given_up) or actor.policy.anew_when_lost,

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from kybernate.errors import InvalidError, NotFoundError, RefusedError, StateLostError
 from kybernate.store import Manifest, NoRoomError
 from kybernate_agent import clock
-from kybernate_agent.checkpoint import link
 from kybernate_agent.cluster import copies
 from kybernate_agent.instance import Condition, Phase
+from kybernate_agent.whole import link
 
 if TYPE_CHECKING:
     from kybernate_agent.actor import Actor
@@ -93,6 +93,7 @@ async def _prepare(actor: Actor, image: str, digest_of: DigestOf) -> None:
     record.epoch, record.stored_bytes = own.epoch, own.size_bytes
     member.restored, record.wakes = wanted, WAKES
     record.enter(Phase.PARKED, clock.now())
+    actor.over.set()  # it never had a container
     actor.services.journal.save(record)
     log.info("%s: begins with the checkpoint %s", record.id, wanted)
 
@@ -112,8 +113,8 @@ def _own(actor: Actor, copy: Manifest) -> Manifest:
     store.forget(record.id)  # nothing is there, but what an agent that was killed here has left
     staging = store.stage(record.id, record.epoch + 1, 0)
     try:
-        link(copy, store.images(copy), staging.images, portable_too=True)
-        return store.commit(staging, copy.made)
+        linked = link(copy, store.images(copy), staging.images, portable_too=True)
+        return store.commit(staging, copy.made, linked)
     except BaseException:
         store.discard(staging)
         raise

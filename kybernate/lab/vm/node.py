@@ -77,7 +77,6 @@ class VmNode:
         kubelet = [
             f"{SEED}/bin/kubelet", f"--kubeconfig={place.authority.folder}/{self.name}.conf",
             "--config=/etc/kubernetes/kubelet.yaml", "--housekeeping-interval=60s", f"--hostname-override={self.name}",
-            "--maximum-dead-containers-per-container=2",  # why: docs/setup/05_TROUBLESHOOTING.md, "a reboot"
             f"--node-ip={place.plan.node(self.number)}",
         ]  # fmt: skip
         proxy = f"{SEED}/bin/kube-proxy --config=/etc/kubernetes/proxy.yaml"
