@@ -97,15 +97,21 @@ class NodeAgent:
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
-        """Stopped for the block, with nsenter, which stops when it does and would not go on by itself."""
-        every = [pid for pid in pids() if str(self.config) in argv_of(pid)]
-        for pid in every:
+        """Stopped for the block. nsenter stops by itself when it does, and does not go on by itself."""
+        agent = self._pids()
+        nsenter = [pid for pid in pids() if str(self.config) in argv_of(pid) and pid not in agent]
+        for pid in agent:
             os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: all(is_stopped(pid) for pid in agent + nsenter), LIMIT, "the agent stands still")
         try:
             yield
         finally:
-            for pid in every:
+            for pid in agent + nsenter:
                 os.kill(pid, signal.SIGCONT)
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T")
 
 
 class MortalAgent(NodeAgent):
