@@ -349,7 +349,7 @@ class Actor:
 
     async def container_deleted(self) -> None:
         """containerd wants to clean up after a dead keeper: not before what it leaves is safe, or not wanted."""
-        if self.record.phase != Phase.LOST:
+        if self.record.phase in (Phase.RUNNING, Phase.SUSPENDED, Phase.PARKED):
             await (self.over if self.services.starter.kubelet else self.rescued).wait()
 
     def leave_container(self) -> None:

@@ -20,7 +20,7 @@ from kybernate_agent.instance import Phase, Pod, Verb
 from kybernate_agent.keepers import Keeper, KeeperGoneError, KeeperState, ended
 from kybernate_agent.sleep import retire
 from kybernate_agent.stage import Stage
-from kybernate_agent.whole import make_whole
+from kybernate_agent.whole import make_whole, outside
 
 if TYPE_CHECKING:
     from kybernate_agent.actor import Actor
@@ -142,7 +142,8 @@ async def leave(actor: Actor, stage: Stage) -> None:
             await actor.keeper.kill(leaving.signal)
     record.leaving = None
     if record.phase == Phase.PARKED:
-        actor.over.set()
+        if await outside(actor) is None:
+            actor.over.set()
         actor.forget_keeper()
         await actor.close_traffic()
 

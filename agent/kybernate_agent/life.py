@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kybernate.errors import DeadlineError, ExternalError, KybernateError, RefusedError, StateLostError
 from kybernate.store import Staging
+from kybernate.store.archive import entries
 from kybernate_agent import clock, orphan, portable, processes, wake
 from kybernate_agent.instance import Condition, Phase, Verb
 from kybernate_agent.keepers import KeeperState
@@ -31,6 +33,7 @@ START_BACK_OFF_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
 async def start(actor: Actor, stage: Stage) -> None:
     """Start the pod, or its container again where the sandbox still stands."""
     record, starter = actor.record, actor.services.starter
+    actor.leave_container()  # of the one before
     if not record.pod.uid:
         record.pod.uid = str(uuid.uuid4())
     stage.step("pod", uid=record.pod.uid)
@@ -198,9 +201,12 @@ async def carry_layer(actor: Actor, bundle: Path) -> None:
 
 async def copy_layer(old: Path, new: Path) -> None:
     """Copy an overlay's upper folder into another that no process uses yet: whiteouts, owners, times and extended
-    attributes included (`cp --archive`; trusted.overlay.* needs CAP_SYS_ADMIN). Raises ExternalError, DeadlineError."""
+    attributes included (`cp --archive`; trusted.overlay.* needs CAP_SYS_ADMIN). Raises ExternalError, DeadlineError,
+    StateLostError where it is gone, or goes meanwhile."""
     if not old.is_dir():
         raise StateLostError(f"the writable layer {old} of the old container is gone")
+    until = time.monotonic() + COPY_SECONDS
+    before = await asyncio.to_thread(entries, old, until)
     copy = await asyncio.create_subprocess_exec(
         "cp", "--archive", "--reflink=auto", "--no-target-directory", "--", os.fspath(old), os.fspath(new),
         stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
@@ -216,6 +222,8 @@ async def copy_layer(old: Path, new: Path) -> None:
         raise
     if copy.returncode:
         raise ExternalError(f"copying the writable layer {old} failed: {stderr.decode(errors='replace').strip()}")
+    if await asyncio.to_thread(entries, old, until) != before:
+        raise StateLostError(f"the writable layer {old} of the old container was being removed while it was copied")
 
 
 async def end(actor: Actor, stage: Stage) -> None:

@@ -359,17 +359,20 @@ class Node:
         return {}
 
     async def _delete(self, container: str) -> None:
-        """containerd cleans up after a container; what lives without a keeper must be safe first."""
+        """containerd cleans up after a container; what its keeper left when it died must be safe first."""
         actor = next((a for a in self.actors.values() if a.record.pod.container == container), None)
         if actor is not None:
             await actor.container_deleted()
 
     async def _until_kept(self, pod_uid: str) -> None:
         """A container in this sandbox makes the one before it the kubelet's to remove, with all that it wrote."""
-        async with asyncio.timeout(EXEC_WAKE_SECONDS):
-            for actor in list(self.actors.values()):
-                if pod_uid and actor.record.pod.uid == pod_uid and actor.layer_outside:
-                    await actor.over.wait()
+        for actor in list(self.actors.values()):
+            if pod_uid and actor.record.pod.uid == pod_uid and actor.layer_outside:
+                try:
+                    async with asyncio.timeout(EXEC_WAKE_SECONDS):
+                        await actor.over.wait()
+                except TimeoutError as error:
+                    raise RefusedError(f"{actor.record.id}: its layer is not put with its images yet") from error
 
     async def _target(self, container: str) -> dict[str, Any]:
         actor = self._by_container(container)

@@ -155,7 +155,7 @@ async def save(images: Path, container: Facts, *, whole: bool, seconds: float = 
 
 async def layer_bytes(upper: Path, seconds: float = SECONDS) -> int:
     """About how much `save_layer` will write. Raises ArchiveFailedError, DeadlineError."""
-    return await asyncio.to_thread(packed_bytes, upper, time.monotonic() + seconds)
+    return await asyncio.to_thread(lambda: packed_bytes(upper, time.monotonic() + seconds))
 
 
 async def save_layer(images: Path, upper: Path, seconds: float = SECONDS) -> None:
@@ -164,10 +164,11 @@ async def save_layer(images: Path, upper: Path, seconds: float = SECONDS) -> Non
     Nobody writes to it any more, but it may be on its way out, from the inside: that there is less of it afterwards is
     an error. Raises ArchiveFailedError, DeadlineError.
     """
-    await asyncio.to_thread(_save_layer, images, upper, time.monotonic() + seconds)
+    await asyncio.to_thread(_save_layer, images, upper, seconds)
 
 
-def _save_layer(images: Path, upper: Path, until: float) -> None:
+def _save_layer(images: Path, upper: Path, seconds: float) -> None:
+    until = time.monotonic() + seconds
     before = entries(upper, until)
     pack(upper, images / LAYER, until)
     if entries(upper, until) != before:
@@ -308,7 +309,7 @@ def refuse_other(saved: Saved, new: Facts, found: tuple[str, ...], architecture:
         lacking = saved.architecture if saved.architecture != architecture else ", ".join(missing)
         raise ProcessorDiffersError(container=new.container, missing=lacking)
     if not saved.whole and saved.pod_uid != new.pod_uid:
-        problem = f"it was parked for pod {saved.pod_uid} alone, without its layer and its emptyDirs"
+        problem = f"it was parked for pod {saved.pod_uid} alone, without its emptyDirs at least"
         raise NotPortableError(container=new.container, problem=problem)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kybernate.store import Store
 from kybernate_agent.config import AgentConfig
@@ -23,4 +24,6 @@ class Services:
     runc_version: str
     sys_resource: bool  # CRIU may dump processes that are not root's
     kubelet: Kubelet | None = None  # who owns a connection; without a cluster nobody probes
+    packing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    """After a reboot the layers of all that is parked are packed, a few at a time: wakes need disk and threads too."""
     park_refusal: str = ""  # why nothing can be parked on this machine; empty: it can

@@ -51,8 +51,8 @@ class Stage:
             self._journal.step(self.record.id, self.verb.value, name, epoch, **detail)
         except JournalError as error:
             # A full disk must not keep anybody from waking, nor from ending, which is what frees it: what lives is the
-            # truth, with or without its row.
-            if self.verb not in (Verb.RESUME, Verb.LEAVE, Verb.END):
+            # truth, with or without its row. So are the images that KEEP adds to, and others wait for its end.
+            if self.verb not in (Verb.RESUME, Verb.LEAVE, Verb.END, Verb.KEEP):
                 raise
             log.error("%s: %s", self.record.id, error)
 

@@ -12,6 +12,7 @@ way. Source: kubelet, container garbage collection (`evictableContainers`: whate
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ from kybernate_agent.stage import Stage
 
 if TYPE_CHECKING:
     from kybernate_agent.actor import Actor
+
+log = logging.getLogger(__name__)
 
 
 async def make_whole(actor: Actor) -> None:
@@ -48,15 +51,18 @@ async def make_whole(actor: Actor) -> None:
 
 async def keep_layer(actor: Actor, stage: Stage) -> None:
     """The verb, for a parked instance whose container is over. What it comes to nothing for is said: then the layer is
-    to be had from that container, as long as it is there."""
+    to be had from that container, as long as it is there. Who waits for it waits on where this is cancelled: the next
+    agent does it."""
     stage.step("pack")
     try:
-        await _add_layer(actor)
-    except (KybernateError, OSError) as error:
+        async with actor.services.packing:
+            await _add_layer(actor)
+    except Exception as error:  # whatever it was, the next container must not wait for ever
+        foreseen = isinstance(error, KybernateError | OSError)
         message = f"its writable layer is not put with its images, and lies with a container that is over: {error}"
         actor.record.event("Warning", "LayerOutside", message, clock.now())
-    finally:
-        actor.over.set()
+        log.warning("%s: %s", actor.record.id, message, exc_info=not foreseen)
+    actor.over.set()
 
 
 async def _add_layer(actor: Actor) -> None:

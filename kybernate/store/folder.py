@@ -227,7 +227,8 @@ class FolderStore:
         for name, promised_bytes in self._promised.items():
             with contextlib.suppress(FileNotFoundError), folder(self._root, _STAGING, name, IMAGES) as images:
                 stats = [os.stat(file, dir_fd=images, follow_symlinks=False) for file in os.listdir(images)]
-                written_bytes = sum(found.st_blocks * 512 for found in stats)
+                # What is linked from another checkpoint was there before.
+                written_bytes = sum(found.st_blocks * 512 for found in stats if found.st_nlink == 1)
                 owed_bytes += max(0, promised_bytes - written_bytes)
         return free_bytes - self._reserve_bytes - owed_bytes
 

@@ -2,9 +2,9 @@
 
 The agent's word decides between starting and restoring; a tenant's annotation only says that the container is managed.
 
-Before its agent is there a pod does not even get its sandbox. A container that could not be started is a dead one, for
-which the kubelet removes the dead one before it (it keeps one): on a node that starts anew that would be the container
-of a parked instance, with its writable layer.
+Before its agent is there a pod does not even get its sandbox. For a container that is made and does not run the kubelet
+removes the dead one before it (it keeps one): on a node that starts anew that would be the container of a parked
+instance, with its writable layer. The agent puts that with the images, and then says that the pod may go on.
 """
 
 from __future__ import annotations

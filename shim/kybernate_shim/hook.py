@@ -307,8 +307,8 @@ def _leave_the_state_to_the_agent(hook: Hook, stop: bool = False) -> None:
     copy of a state. containerd takes the container for ended and cleans up at once, with `kill --all` and `delete`; not
     before the agent has made it safe, or does not want it. Raises Failed.
 
-    `stop`: the container is to go. Processes wait frozen, because containerd closes the pipes of their logs when a
-    `delete` has failed.
+    `stop`: the container is to go, whose layer is wanted also where no process is left. Processes wait frozen, because
+    containerd closes the pipes of their logs when a `delete` has failed.
     """
     from kybernate_shim import cgroup, record
 
@@ -317,8 +317,7 @@ def _leave_the_state_to_the_agent(hook: Hook, stop: bool = False) -> None:
     except (FileNotFoundError, ValueError):
         return
     living = bool(known.cgroups) and bool(cgroup.processes(known.cgroups))
-    parked = stop and known.state in (record.PARKED, record.AWAITING)
-    if known.state != record.ENDED and (living or parked or known.state == record.RESTORING):
+    if known.state != record.ENDED and (stop or living or known.state == record.RESTORING):
         if stop and living and known.state == record.RUNNING:
             cgroup.switch(known.cgroups, True)
         hook.agent("delete", AGENT_SECONDS, container=known.container)

@@ -130,6 +130,8 @@ def test_while_a_layer_is_put_with_its_images(
         after = one.serving()
         assert (after.count, after.born) == (before.count + 1, before.born)
         assert cluster_bed.kubectl("exec", name, "--", "/bin/cat", "/note").strip() == "kept"
+        assert one.wait("Running")["epoch"] == 2, "of images that have the layer"
+        assert "LayerOutside" not in one.events()
 
 
 @pytest.mark.parametrize("step", ["stop", "clean"])

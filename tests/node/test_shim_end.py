@@ -303,3 +303,18 @@ def test_death_of_the_keeper_of_a_parked_container_is_an_exit_and_keeps_the_imag
     assert container.wait_exit() == 137
     nothing_left(container)
     assert (container.images / "inventory.img").exists()
+
+
+def test_delete_waits_for_the_agent_also_where_keeper_and_processes_are_dead(bed: Bed) -> None:
+    """As after a rescue: what they wrote is put with the images still."""
+    container = bed.container(COUNT)
+    container.grows()
+    known = container.record()
+    bed.agent.answers["delete"] = {"ok": False, "message": "its layer is not kept yet"}
+    os.kill(known["keeper_pid"], signal.SIGKILL)
+    os.kill(known["init_pid"], signal.SIGKILL)
+    until(lambda: container.task() == "STOPPED" and record.start_time(known["init_pid"]) == 0)
+    assert "not kept yet" in container.runc("delete", container.id).stderr
+    del bed.agent.answers["delete"]
+    assert container.wait_exit() == 137
+    nothing_left(container)

@@ -240,6 +240,17 @@ class StoreSuite:
         store.discard(first)
         store.discard(store.stage("chat-1", 1, most))
 
+    def test_linked_files_use_nothing_of_the_room_that_was_promised(self, store: Store) -> None:
+        first = committed(store)
+        with pytest.raises(NoRoomError) as refusal:
+            store.stage("chat-1", 1, 1 << 60)
+        half = int(refusal.value.room_bytes) // 2
+        second = store.stage("chat-0", 2, half)
+        for file in first.files:
+            os.link(store.images(first) / file.name, second.images / file.name)
+        with pytest.raises(NoRoomError):
+            store.stage("chat-1", 1, half + first.size_bytes // 2)
+
     @pytest.mark.parametrize(
         "name", ["", ".", "..", "../chat", "a/b", "/etc", "-a", "a-", "A", "a\0b", "a\n", "a" * 300, "ä"]
     )

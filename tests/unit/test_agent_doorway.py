@@ -14,7 +14,7 @@ from kybernate_agent import life
 from kybernate_agent.actor import Actor
 from kybernate_agent.cluster import doorway
 from kybernate_agent.cluster.admission import Action
-from kybernate_agent.instance import Phase, Pod
+from kybernate_agent.instance import Phase, Pod, Verb
 
 from kybernate.errors import RefusedError
 
@@ -72,6 +72,18 @@ async def test_nothing_is_let_in_before_the_layer_lies_with_the_images(tmp_path:
     assert (await doorway.ask(actor, MESSAGE)).action == Action.WAIT
     actor.over.set()
     assert (await doorway.ask(actor, MESSAGE)).action == Action.RESTORE
+
+
+async def test_what_begins_while_is_looked_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = actor_in(tmp_path)
+    manifests = actor.services.store.manifests
+
+    def and_begin(instance: str) -> Any:
+        actor.busy = Verb.KEEP
+        return manifests(instance)
+
+    monkeypatch.setattr(actor.services.store, "manifests", and_begin)
+    assert (await doorway.ask(actor, MESSAGE)).action == Action.WAIT
 
 
 @pytest.mark.parametrize(("kept", "action"), [(True, Action.RESTORE), (False, Action.LOSE)])

@@ -12,7 +12,7 @@ from kybernate_agent import handover, verbs
 from kybernate_agent.actor import Actor
 from kybernate_agent.decide import decide
 from kybernate_agent.instance import Leaving, Phase, Pod, Verb
-from kybernate_agent.keepers import KeeperState
+from kybernate_agent.keepers import KeeperGoneError, KeeperState
 from kybernate_agent.look import look
 from kybernate_agent.stage import Stage
 from kybernate_agent.traffic.rules import RulesError
@@ -130,6 +130,27 @@ async def test_one_that_cannot_be_parked_hears_the_signal_whatever_its_network_s
     assert heard == [15]
     assert actor.record.leaving is None
     assert look(actor, 0.0).ending
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_layer_that_could_not_be_made_whole_is_kept_afterwards(tmp_path: Path, kept: bool) -> None:
+    """Its pod may stay, and the kubelet make its next container."""
+    actor = actor_in(tmp_path, Phase.PARKED, epoch=1, leaving=LEAVING)
+    actor.record.pod.upper = str(tmp_path)
+    staging = actor.services.store.stage(actor.record.id, 1, 0)
+    (staging.images / ("layer.tar" if kept else "pages-1.img")).write_bytes(b"state")
+    actor.services.store.commit(staging, {})
+
+    async def kill(signal: int) -> None: ...
+
+    async def state() -> None:
+        raise KeeperGoneError(container="c1", cause="it hangs")
+
+    keeper: Any = SimpleNamespace(kill=kill, state=state)
+    actor._keeper = keeper
+    await handover.leave(actor, stage(actor, Verb.LEAVE))
+    assert actor.layer_outside is not kept
+    assert decide(look(actor, 0.0), 0.0).verb == (None if kept else Verb.KEEP)
 
 
 async def test_an_order_ends_with_the_container_that_it_was_for(tmp_path: Path) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster_actor import UID, actor_in
-from kybernate_agent import checkpoint, keepers, portable, whole
+from kybernate_agent import checkpoint, keepers, life, portable, whole
 from kybernate_agent.actor import Actor
 from kybernate_agent.checkpoint import CopiedError, Copy, Copying
 from kybernate_agent.instance import Leaving, Phase, Verb
@@ -23,7 +25,8 @@ from kybernate_agent.stage import Stage
 from kybernate_agent.volumes import Mount
 
 from kybernate.criu.privileges import Allowed
-from kybernate.store.archive import pack
+from kybernate.errors import StateLostError
+from kybernate.store.archive import entries, pack
 
 ALLOWED = Allowed(0, frozenset({0}), 0, False, "", "", "")
 
@@ -231,6 +234,76 @@ async def test_a_layer_that_is_being_removed_is_not_kept(
     assert "was being removed" in actor.record.events[0].message
     assert actor.services.store.sweep() == []
     assert not actor.layer_outside, "its next container does not wait for ever"
+
+
+async def test_who_waits_for_a_layer_waits_on_for_the_next_agent(
+    actor: Actor, container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This one is told to end in the midst of it: sandbox and clearing up are not let go on without the layer."""
+    over(actor, container)
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slowly(*arguments: Any, **named: Any) -> int:
+        loop.call_soon_threadsafe(begun.set)
+        assert go_on.wait(60)
+        return pack(*arguments, **named)
+
+    monkeypatch.setattr(portable, "pack", slowly)
+    keeping = asyncio.create_task(keep(actor))
+    await asyncio.wait_for(begun.wait(), 60)
+    deletion = asyncio.create_task(actor.container_deleted())
+    keeping.cancel()
+    await asyncio.wait({keeping})
+    go_on.set()
+    assert keeping.cancelled()
+    assert actor.layer_outside
+    assert not deletion.done()
+    await keep(actor)
+    await asyncio.wait_for(deletion, 60)
+
+
+async def test_what_nobody_foresaw_is_said_and_keeps_nobody_waiting(
+    actor: Actor, container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over(actor, container)
+
+    def broken(*_: Any, **__: Any) -> int:
+        raise ZeroDivisionError("a slip")
+
+    monkeypatch.setattr(portable, "pack", broken)
+    await keep(actor)
+    assert "a slip" in actor.record.events[0].message
+    assert not actor.layer_outside
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+async def test_for_what_a_dead_keepers_container_is_kept(actor: Actor, phase: Phase) -> None:
+    """What nothing comes of holds nobody up: neither now nor after another start of the agent."""
+    actor.record.phase = phase
+    deletion = asyncio.create_task(actor.container_deleted())
+    await asyncio.sleep(0)
+    assert deletion.done() is (phase not in (Phase.RUNNING, Phase.SUSPENDED, Phase.PARKED))
+    actor.leave_container()
+    await asyncio.wait_for(deletion, 60)
+
+
+async def test_a_layer_that_goes_while_it_is_copied_is_lost(
+    container: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("new", "newer"):
+        (tmp_path / name).mkdir()
+    await life.copy_layer(container.layer, tmp_path / "new")
+    assert (tmp_path / "new" / "folder" / "file").read_text() == "precious"
+
+    def and_remove(*arguments: Any) -> int:
+        found = entries(*arguments)
+        (container.layer / "file").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(life, "entries", and_remove)
+    with pytest.raises(StateLostError, match="was being removed"):
+        await life.copy_layer(container.layer, tmp_path / "newer")
 
 
 async def test_without_a_layer_nothing_is_kept(actor: Actor, container: Container) -> None:

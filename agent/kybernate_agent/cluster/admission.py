@@ -61,5 +61,8 @@ def admit(case: Case) -> Answer:
     if case.same_pod and not case.files and not case.portable:
         return Answer(Action.LOSE, "the writable layer of its container is gone")
     if not case.same_pod and not case.portable:
-        return Answer(Action.LOSE, "its images lack what another pod needs: its writable layer and its volumes")
+        return Answer(
+            Action.LOSE,
+            "its images were made for its own pod: they lack what another one needs, its layer or its volumes",
+        )
     return Answer(Action.RESTORE)

@@ -36,13 +36,10 @@ async def ask(actor: Actor | None, message: Mapping[str, Any]) -> Answer:
     """The answer as things are now; a state that turns out to be lost is said."""
     if actor is None:
         return admit(Case(named=False))
-    if actor.busy not in (None, Verb.PROVE, Verb.RESET):
-        return Answer(Action.WAIT, f"{actor.record.id}: {actor.busy} is under way")
-    if actor.layer_outside:
-        return Answer(Action.WAIT, f"{actor.record.id}: its files are about to be put with its images")
-    if actor.record.id in _coming:
-        return Answer(Action.WAIT, f"{actor.record.id}: its files are still put into a container of before")
-    answer = admit(await _case(actor, str(message.get("pod_uid", ""))))
+    case = await _case(actor, str(message.get("pod_uid", "")))
+    if why := _waits(actor):  # asked after what took time: it may have begun meanwhile
+        return Answer(Action.WAIT, f"{actor.record.id}: {why}")
+    answer = admit(case)
     if answer.action == Action.LOSE:
         wake.lost(actor, StateLostError(f"{actor.record.id}: {answer.why}."))
         actor.services.journal.save(actor.record)
@@ -50,6 +47,15 @@ async def ask(actor: Actor | None, message: Mapping[str, Any]) -> Answer:
     if actor.record.phase == Phase.LOST and actor.policy.anew_when_lost and not actor.record.given_up:
         actor.begin_anew()
     return Answer(answer.action, f"{actor.record.id}: {answer.why}")
+
+
+def _waits(actor: Actor) -> str:
+    """What has to come to its end first."""
+    if actor.busy not in (None, Verb.PROVE, Verb.RESET):
+        return f"{actor.busy} is under way"
+    if actor.layer_outside:
+        return "its files are about to be put with its images"
+    return "its files are still put into a container of before" if actor.record.id in _coming else ""
 
 
 async def _case(actor: Actor, pod_uid: str) -> Case:
