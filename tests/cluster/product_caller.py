@@ -11,8 +11,8 @@ from product_bed import LIMIT
 class Caller:
     """Calls again and again until the block ends, `pause` seconds after each answer.
 
-    As clients do, it tries again where it was refused: nobody listens while a container is started anew. Any other
-    failure ends it and is what the test has to look at.
+    As clients do, it tries again where it was refused: nobody listens while a container is started anew, nor before a
+    first answer, which `refused` does not count. Any other failure ends it and is what the test has to look at.
     """
 
     def __init__(self, ip: str, pause: float = 0.2, port: int = 8080) -> None:
@@ -36,7 +36,7 @@ class Caller:
             try:
                 self.answers.append(ask(self._ip, self._port, seconds=90))
             except ConnectionRefusedError:
-                self.refused += 1
+                self.refused += bool(self.answers)
             except (OSError, ValueError) as error:
                 self.failure = error
                 return
