@@ -37,9 +37,14 @@ def agent(bed: ClusterBed) -> Iterator[NodeAgent]:
         yield made
 
 
+def container_of(bed: ClusterBed, name: str) -> str:
+    found: str = bed.get("pod", name)["status"]["containerStatuses"][0]["containerID"]
+    return found.removeprefix("containerd://")
+
+
 def keeper_of(bed: ClusterBed, name: str) -> int:
     """The host's pid of the keeper of that pod's container; its own record has the node's."""
-    container = bed.get("pod", name)["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
+    container = container_of(bed, name)
     return next(int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _is_keeper_of(entry, container))
 
 
@@ -241,7 +246,9 @@ def test_the_kubelet_removes_the_layer_while_the_next_container_is_made(
         born = one.ask().born
         one.order("park")
         upper = record_of(bed, f"default.{one.name}")["pod"]["upper"]
+        keepers = f"/run/kybernate/keepers/{container_of(bed, one.name)}"
         assert is_there(bed, upper)
+        assert is_there(bed, keepers)
         if what == "node":
             bed.cluster.take_away(bed.node)
             bed.cluster.bring_back(bed.node)
@@ -254,9 +261,11 @@ def test_the_kubelet_removes_the_layer_while_the_next_container_is_made(
             kept = ("Parked", 2)
             eventually(lambda: in_journal(bed, f"default.{one.name}") == kept, LIMIT, "its layer is with its images")
             eventually(lambda: waiting(bed) == "", LIMIT, "its sandbox is made")
+            eventually(lambda: not is_there(bed, keepers), LIMIT, "containerd has cleaned up after the keeper")
             still.enter_context(agent.still())
         eventually(lambda: not is_there(bed, upper), LIMIT, "the kubelet has removed the container before")
-        assert waiting(bed) == f"{one.name} container", "the next one is made, and waits for the agent"
+        made = f"{one.name} container"
+        eventually(lambda: waiting(bed) == made, LIMIT, "the next one is made, and waits for the agent")
         still.close()
         eventually(lambda: one.restarts() >= 1 and one.ready(), LIMIT, "it is ready again")
         assert one.wait("Parked")["tier"] == "NVME"
