@@ -5,26 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from agent_services import services_in
 from kybernate_agent.actor import Actor
-from kybernate_agent.cluster.starter import KubeletStarter
-from kybernate_agent.config import AgentConfig
 from kybernate_agent.instance import Member, Phase, Pod, Record, Wanted
-from kybernate_agent.journal import Journal
-from kybernate_agent.services import Services
-
-from kybernate.store import FolderStore
 
 UID = "pod-uid-1"
 
 
 def actor_in(folder: Path, phase: Phase, **known: Any) -> Actor:
     """team.chat-0 of pod UID; `known` is what else its record says."""
-    config = AgentConfig(run_dir=str(folder / "run"), state_dir=str(folder))
-    services = Services(
-        config=config, journal=Journal(folder / "journal.db"), store=FolderStore(folder / "store", b"k" * 32, 0),
-        starter=KubeletStarter(config), changed=lambda name: None, criu_version="4.2", runc_version="1.1",
-        sys_resource=True,
-    )  # fmt: skip
+    services = services_in(folder)
     wanted = Wanted(container="app", namespace="team")
     member = Member(name="chat-0", uid="gi-uid", pod="chat-0", pod_uid=UID)
     more: dict[str, Any] = {"pod": Pod(uid=UID, container="c1"), **known}

@@ -72,24 +72,25 @@ class Bed:
         self.keepers: dict[str, KeeperStandin] = {}
 
     async def knows(self, name: str, phase: Phase, keeper: str, policy: Policy | None = None) -> KeeperStandin:
-        wanted = Wanted(container="app", namespace="team", policy=policy or Policy())
-        pod, member = Pod(uid=f"uid-{name}", container=name), Member(name=name, uid="gi", pod_uid=f"uid-{name}")
-        self.journal.settle(Record(id=name, workload=name, phase=phase, wanted=wanted, member=member, pod=pod))
+        self._journalled(name, phase, policy or Policy())
         self.keepers[name] = found = KeeperStandin(self.run, name, keeper)
         return await found.__aenter__()
 
     def parked(self, name: str, upper: str, *files: str) -> Record:
         """Without a keeper; with images, beside which are `files`."""
-        wanted, member = Wanted(container="app", namespace="team"), Member(name=name, uid="gi", pod_uid=f"uid-{name}")
-        pod = Pod(uid=f"uid-{name}", container=name, upper=upper)
-        record = Record(
-            id=name, workload=name, phase=Phase.PARKED, epoch=1, wanted=wanted, member=member, pod=pod
-        )  # fmt: skip
-        self.journal.settle(record)
+        record = self._journalled(name, Phase.PARKED, Policy(), epoch=1, upper=upper)
         staging = self.store.stage(name, 1, 0)
         for file in ("pages-1.img", *files):
             (staging.images / file).write_bytes(b"state")
         self.store.commit(staging, {})
+        return record
+
+    def _journalled(self, name: str, phase: Phase, policy: Policy, epoch: int = 0, upper: str = "") -> Record:
+        wanted = Wanted(container="app", namespace="team", policy=policy)
+        member = Member(name=name, uid="gi", pod_uid=f"uid-{name}")
+        pod = Pod(uid=f"uid-{name}", container=name, upper=upper)
+        record = Record(id=name, workload=name, phase=phase, epoch=epoch, wanted=wanted, member=member, pod=pod)
+        self.journal.settle(record)
         return record
 
 
